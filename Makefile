@@ -1,0 +1,43 @@
+# One command each: `make demo` runs the main job on bundled data, `make test` passes the tests.
+# Both do all of their set-up on a fresh machine: virtual environment, CPU torch, dependencies.
+VENV   ?= .venv
+PYTHON ?= python3
+TORCH  ?= 2.13.0
+BIN    := $(VENV)/bin
+
+.PHONY: demo test lint types docs-check bench clean
+
+demo: $(VENV)/.run
+	$(BIN)/layerscope demo --out out/demo
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2 -q
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+bench: $(VENV)/.dev
+	$(BIN)/python benchmarks/probe.py
+
+# torch goes in first and pinned: left to a dependency resolver, a CPU machine would fetch gigabytes of CUDA libraries.
+$(VENV)/.torch:
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "layerscope needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet "torch==$(TORCH)"
+	touch $@
+
+$(VENV)/.run: $(VENV)/.torch pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.torch pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable ".[dev,zoo]"
+	touch $(VENV)/.run $@
+
+clean:
+	rm -rf $(VENV) out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,1 @@
+"""Published systems built on the instrument, one folder each; no method imports another."""

@@ -1,0 +1,1 @@
+"""nets: being built."""

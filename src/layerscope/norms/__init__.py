@@ -1,1 +1,61 @@
-"""norms: being built."""
+"""The layer zoo: every normalization choice under one name and one grammar, one file per family.
+
+::
+
+    from layerscope import norms
+
+    layer = norms.build("group:size=8", channels=64)        # an nn.Module for [N, C], [N, S, C], [N, C, H, W]
+    r = norms.recipe("frn")                                 # what the choice puts into all three slots
+    block = nn.Sequential(r.weight(nn.Conv2d(3, 64, 3, bias=r.needs_bias)), r.norm(64), r.activation(64))
+    norms.names(); norms.info("group").params               # lists, without importing torch
+
+Papers and equations stand in the docstring of each layer; the choice of layers follows arXiv 2106.05956.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from layerscope._lazy import lazy
+
+if TYPE_CHECKING:
+    from layerscope.norms.base import ChannelNorm as ChannelNorm
+    from layerscope.norms.base import NormInputError as NormInputError
+    from layerscope.norms.batch import BatchNorm as BatchNorm
+    from layerscope.norms.facts import NormInfo as NormInfo
+    from layerscope.norms.facts import Param as Param
+    from layerscope.norms.group import GroupNorm as GroupNorm
+    from layerscope.norms.group import InstanceNorm as InstanceNorm
+    from layerscope.norms.group import LayerNorm as LayerNorm
+    from layerscope.norms.grouping import nearest_divisor as nearest_divisor
+    from layerscope.norms.registry import adapt as adapt
+    from layerscope.norms.registry import build as build
+    from layerscope.norms.registry import info as info
+    from layerscope.norms.registry import names as names
+    from layerscope.norms.registry import parse as parse
+    from layerscope.norms.registry import recipe as recipe
+    from layerscope.norms.registry import register_norm as register_norm
+    from layerscope.norms.slots import Recipe as Recipe
+
+__getattr__, __dir__, __all__ = lazy(
+    __name__,
+    {
+        "parse": "registry",
+        "build": "registry",
+        "names": "registry",
+        "adapt": "registry",
+        "register_norm": "registry",
+        "info": "registry",
+        "recipe": "registry",
+        "NormInfo": "facts",
+        "Param": "facts",
+        "Recipe": "slots",
+        "nearest_divisor": "grouping",
+        "ChannelNorm": "base",
+        "NormInputError": "base",
+        "BatchNorm": "batch",
+        "GroupNorm": "group",
+        "LayerNorm": "group",
+        "InstanceNorm": "group",
+    },
+)

@@ -4,7 +4,7 @@
 Nothing is downloaded unless ``download=true`` stands in the spec.
 
     >>> from layerscope import data
-    >>> data.info("digits").line
+    >>> data.info("digits").summary
     '1,797 handwritten digits, 8 x 8 grey, 10 classes; shipped with the package'
     >>> x, y = data.batch("digits:size=32,channels=3", 64, seed=0)  # doctest: +SKIP
 

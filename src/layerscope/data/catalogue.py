@@ -14,7 +14,7 @@ class Option:
 
     name: str
     default: Value
-    line: str
+    text: str
     least: int | None = None
     """Smallest value allowed, for numbers."""
 
@@ -28,7 +28,7 @@ class Option:
             value = str(value)
         if type(value) is not type(self.default):
             wanted = "true or false" if type(self.default) is bool else "a whole number"
-            raise DataError(f"{where}: {self.name}={value} is not {wanted} ({self.line})")
+            raise DataError(f"{where}: {self.name}={value} is not {wanted} ({self.text})")
         if self.least is not None and isinstance(value, int) and value < self.least:
             raise DataError(f"{where}: {self.name}={value} must be at least {self.least}")
         return value
@@ -39,7 +39,7 @@ class DataInfo:
     """A data set: name, one line, options, and who made it under which licence."""
 
     name: str
-    line: str
+    summary: str
     options: tuple[Option, ...]
     source: str
 
@@ -111,7 +111,7 @@ def names() -> tuple[str, ...]:
 
 
 def info(name: str) -> DataInfo:
-    """One line, options and source of a data set.
+    """Summary, options and source of a data set.
 
     Raises:
         DataError: no data set of that name; the nearest known names are given.

@@ -20,7 +20,6 @@ from layerscope._lazy import lazy
 
 if TYPE_CHECKING:
     from layerscope.nets.catalogue import NetInfo as NetInfo
-    from layerscope.nets.catalogue import Parameter as Parameter
     from layerscope.nets.catalogue import info as info
     from layerscope.nets.catalogue import names as names
     from layerscope.nets.catalogue import parse as parse
@@ -30,7 +29,6 @@ __getattr__, __dir__, __all__ = lazy(
     __name__,
     {
         "NetInfo": "catalogue",
-        "Parameter": "catalogue",
         "info": "catalogue",
         "names": "catalogue",
         "parse": "catalogue",

@@ -3,69 +3,44 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 from layerscope.errors import SpecError, did_you_mean
+from layerscope.norms.facts import Kind, Param
 from layerscope.spec import Spec, Value, parse_spec
 
 
 @dataclass(frozen=True)
-class Parameter:
-    """One ``key=value`` of a network's spec."""
-
-    name: str
-    default: Value
-    line: str
-    least: float | None = None
-    """Smallest value allowed, for numbers."""
-    choices: tuple[str, ...] = ()
-    """The words allowed, for words."""
-
-    def check(self, value: Value, where: str) -> Value:
-        """``value`` in the type of the default.
-
-        Raises:
-            SpecError: wrong type, too small, or not one of the choices.
-        """
-        kind = type(self.default)
-        if kind is float and type(value) is int:
-            value = float(value)
-        if type(value) is not kind:
-            wanted = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}[kind]
-            raise SpecError(
-                f"{where}: {self.name}={value} is not {wanted} ({self.line}; default {_show(self.default)})"
-            )
-        if self.choices and value not in self.choices:
-            raise SpecError(f"{where}: {self.name}={value}; {did_you_mean(str(value), self.choices)}")
-        if self.least is not None and not (isinstance(value, int | float) and value >= self.least):
-            raise SpecError(f"{where}: {self.name}={value} must be at least {self.least:g}")
-        return value
-
-
-@dataclass(frozen=True)
 class NetInfo:
-    """A reference network: name, one line, parameters, and where it comes from."""
+    """A reference network: name, one line, parameters and where it comes from."""
 
     name: str
-    line: str
-    parameters: tuple[Parameter, ...]
+    summary: str
+    params: tuple[Param, ...]
     source: str
+    """Paper."""
 
 
-def _width(default: int, what: str = "channels of the first stage; later stages scale with it") -> Parameter:
-    return Parameter("width", default, what, least=1)
+def _param(name: str, default: Value, text: str, low: float | None = None, choices: tuple[str, ...] = ()) -> Param:
+    return Param(name, cast("Kind", type(default).__name__), default, text, low=low, choices=choices)
 
 
+def _width(default: int, what: str = "channels of the first stage; later stages scale with it") -> Param:
+    return _param("width", default, what, low=1)
+
+
+BRANCHES = ("plain", "depth", "skipinit", "layerscale", "deepnorm")
 _PAPER = "Lubana, Dick, Tanaka 2021, arXiv 2106.05956"
-_STRIDE = Parameter("stem_stride", 1, "stride of the first convolution", least=1)
+_STRIDE = _param("stem_stride", 1, "stride of the first convolution", low=1)
 
 
-def _resnet(default_width: int = 32) -> tuple[Parameter, ...]:
+def _resnet(default_width: int = 32) -> tuple[Param, ...]:
     return (
         _width(default_width),
-        Parameter("preact", False, "pre-activation blocks (norm and activation before each convolution)"),
-        Parameter("skipinit", False, "learnable branch gain that starts at 0, so each block starts as the identity"),
-        Parameter("branch_act", False, "post-activation blocks: activation on the branch only, never on the skip path"),
-        Parameter("final_norm", False, "pre-activation blocks: norm and activation before the pooling"),
+        _param("preact", False, "pre-activation blocks (norm and activation before each convolution)"),
+        _param("skipinit", False, "learnable branch gain that starts at 0, so each block starts as the identity"),
+        _param("branch_act", False, "post-activation blocks: activation on the branch only, never on the skip path"),
+        _param("final_norm", False, "pre-activation blocks: norm and activation before the pooling"),
         _STRIDE,
     )
 
@@ -79,15 +54,15 @@ _NETS: tuple[NetInfo, ...] = (
         "plain CNN of one width, no stride: the map keeps its size",
         (
             _width(64, "channels of every layer"),
-            Parameter("depth", 20, "convolutions", least=1),
-            Parameter("padding", "zeros", "what surrounds the map", choices=("zeros", "circular")),
+            _param("depth", 20, "convolutions", low=1),
+            _param("padding", "zeros", "what surrounds the map", choices=("zeros", "circular")),
         ),
         _PAPER,
     ),
     NetInfo(
         "plain",
         "small plain CNN, three stages, each starts with a stride",
-        (_width(16), Parameter("depth", 20, "convolutions, shared out over three stages", least=3)),
+        (_width(16), _param("depth", 20, "convolutions, shared out over three stages", low=3)),
         "the pilot network of this package",
     ),
     NetInfo(
@@ -95,7 +70,7 @@ _NETS: tuple[NetInfo, ...] = (
         "VGG-like: convolutions, max-pooling between five stages",
         (
             _width(32),
-            Parameter("depth", 13, "convolutions, shared out over five stages", least=5),
+            _param("depth", 13, "convolutions, shared out over five stages", low=5),
         ),
         "Simonyan, Zisserman 2015, arXiv 1409.1556 (without the large linear layers)",
     ),
@@ -106,14 +81,29 @@ _NETS: tuple[NetInfo, ...] = (
     NetInfo(
         "resnet",
         "CIFAR ResNet of any depth",
-        (Parameter("blocks", 3, "residual blocks in each of the three stages", least=1), *_resnet(16)),
+        (_param("blocks", 3, "residual blocks in each of the three stages", low=1), *_resnet(16)),
         "He, Zhang, Ren, Sun 2016, arXiv 1512.03385",
     ),
     NetInfo(
         "mlp",
         "fully connected, the input is flattened",
-        (_width(256, "units of every hidden layer"), Parameter("depth", 20, "hidden layers", least=1)),
+        (_width(256, "units of every hidden layer"), _param("depth", 20, "hidden layers", low=1)),
         "the network of mean-field theory: Poole et al. 2016, arXiv 1606.05340",
+    ),
+    NetInfo(
+        "vit",
+        "small vision transformer; norm before, after or around each branch",
+        (
+            _width(64, "channels of every token"),
+            _param("depth", 6, "blocks (two residual adds each)", low=1),
+            _param("heads", 4, "attention heads", low=1),
+            _param("patch", 4, "patches are patch x patch pixels", low=1),
+            _param("placement", "pre", "where the norm stands", choices=("pre", "post", "peri")),
+            _param("branch", "plain", "how residual branches are scaled", choices=BRANCHES),
+            _param("qk_norm", False, "RMS norm of queries and keys"),
+            _param("act", "gelu", "activation of the feed-forward layers", choices=("gelu", "relu")),
+        ),
+        "Dosovitskiy et al. 2021, arXiv 2010.11929, without class token",
     ),
 )
 
@@ -126,12 +116,12 @@ def names() -> tuple[str, ...]:
 
 
 def info(name: str) -> NetInfo:
-    """One line, parameters and source of a network.
+    """Summary, parameters and source of a network.
 
     Raises:
         SpecError: no network of that name; the nearest known names are given.
 
-    >>> info("cfg_20").line
+    >>> info("cfg_20").summary
     'plain CNN, 20 convolutions, no skips'
     """
     if name not in _BY_NAME:
@@ -152,18 +142,14 @@ def parse(spec: str | Spec) -> Spec:
     'cfg_20:width=16'
     """
     read = parse_spec(spec) if isinstance(spec, str) else spec
-    known = {p.name: p for p in info(read.name).parameters}
+    known = {p.name: p for p in info(read.name).params}
     for key in read.kwargs:
         if key not in known:
             raise SpecError(f"{read.name} has no parameter {key!r}: {did_you_mean(key, known)}")
-    return Spec(read.name, tuple((k, known[k].check(v, str(read))) for k, v in read.params))
+    return Spec(read.name, tuple((k, known[k].read(v, str(read))) for k, v in read.params))
 
 
-def arguments(spec: str | Spec) -> tuple[Spec, dict[str, Value]]:
+def arguments(spec: str | Spec) -> tuple[Spec, dict[str, Value | None]]:
     """The checked spec and all its parameters, defaults filled in."""
     read = parse(spec)
-    return read, {p.name: p.default for p in info(read.name).parameters} | read.kwargs
-
-
-def _show(value: Value) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return read, {p.name: p.default for p in info(read.name).params} | read.kwargs

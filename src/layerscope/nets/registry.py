@@ -10,7 +10,7 @@ from torch import nn
 
 from layerscope import norms
 from layerscope.errors import SourceError, SpecError
-from layerscope.nets import plain, resnet
+from layerscope.nets import plain, resnet, vit
 from layerscope.nets.catalogue import arguments
 from layerscope.nets.layers import Maker
 from layerscope.spec import Spec
@@ -58,6 +58,8 @@ def _made(spec: Spec, arg: dict[str, Any], make: Maker, shape: Any, classes: int
         return plain.vgg(make, shape, classes, **arg)
     if spec.name == "mlp":
         return plain.mlp(make, shape, classes, **arg)
+    if spec.name == "vit":
+        return vit.vit(make, shape, classes, **arg)
     if arg["preact"] and arg["branch_act"]:
         raise SpecError(
             f"{spec}: branch_act is for post-activation blocks; a pre-activation skip path has no activation"

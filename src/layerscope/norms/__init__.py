@@ -22,12 +22,21 @@ if TYPE_CHECKING:
     from layerscope.norms.base import ChannelNorm as ChannelNorm
     from layerscope.norms.base import NormInputError as NormInputError
     from layerscope.norms.batch import BatchNorm as BatchNorm
+    from layerscope.norms.evonorm import EvoNormB0 as EvoNormB0
+    from layerscope.norms.evonorm import EvoNormS0 as EvoNormS0
     from layerscope.norms.facts import NormInfo as NormInfo
     from layerscope.norms.facts import Param as Param
+    from layerscope.norms.frn import FilterResponseNorm as FilterResponseNorm
+    from layerscope.norms.frn import ThresholdedLinearUnit as ThresholdedLinearUnit
+    from layerscope.norms.ghost import GhostBatchNorm as GhostBatchNorm
     from layerscope.norms.group import GroupNorm as GroupNorm
     from layerscope.norms.group import InstanceNorm as InstanceNorm
     from layerscope.norms.group import LayerNorm as LayerNorm
     from layerscope.norms.grouping import nearest_divisor as nearest_divisor
+    from layerscope.norms.pointwise import DynamicErf as DynamicErf
+    from layerscope.norms.pointwise import DynamicTanh as DynamicTanh
+    from layerscope.norms.pointwise import GlobalResponseNorm as GlobalResponseNorm
+    from layerscope.norms.proxy import ProxyActivation as ProxyActivation
     from layerscope.norms.registry import adapt as adapt
     from layerscope.norms.registry import build as build
     from layerscope.norms.registry import info as info
@@ -35,7 +44,15 @@ if TYPE_CHECKING:
     from layerscope.norms.registry import parse as parse
     from layerscope.norms.registry import recipe as recipe
     from layerscope.norms.registry import register_norm as register_norm
+    from layerscope.norms.renorm import BatchRenorm as BatchRenorm
+    from layerscope.norms.rms import LayerNorm2d as LayerNorm2d
+    from layerscope.norms.rms import RMSNorm as RMSNorm
+    from layerscope.norms.rms import ScaleNorm as ScaleNorm
+    from layerscope.norms.running import MeanNorm as MeanNorm
+    from layerscope.norms.running import VarianceNorm as VarianceNorm
     from layerscope.norms.slots import Recipe as Recipe
+    from layerscope.norms.switchable import SwitchableNorm as SwitchableNorm
+    from layerscope.norms.weights import StandardizedActivation as StandardizedActivation
 
 __getattr__, __dir__, __all__ = lazy(
     __name__,
@@ -57,5 +74,22 @@ __getattr__, __dir__, __all__ = lazy(
         "GroupNorm": "group",
         "LayerNorm": "group",
         "InstanceNorm": "group",
+        "BatchRenorm": "renorm",
+        "EvoNormB0": "evonorm",
+        "EvoNormS0": "evonorm",
+        "FilterResponseNorm": "frn",
+        "ThresholdedLinearUnit": "frn",
+        "GhostBatchNorm": "ghost",
+        "GlobalResponseNorm": "pointwise",
+        "DynamicTanh": "pointwise",
+        "DynamicErf": "pointwise",
+        "LayerNorm2d": "rms",
+        "RMSNorm": "rms",
+        "ScaleNorm": "rms",
+        "MeanNorm": "running",
+        "VarianceNorm": "running",
+        "ProxyActivation": "proxy",
+        "StandardizedActivation": "weights",
+        "SwitchableNorm": "switchable",
     },
 )

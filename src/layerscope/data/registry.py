@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from layerscope.data import bundled
+from layerscope.data import bundled, cifar, folders, idx
 from layerscope.data.catalogue import arguments
 from layerscope.data.dataset import Dataset
 from layerscope.data.images import Images
@@ -20,6 +20,7 @@ from layerscope.spec import Spec
 Source = str | Spec | Dataset | tuple[Tensor, Tensor] | Iterable[tuple[Tensor, Tensor]]
 
 _SPLITS = ("train", "test", "all")
+_ASKED = ("size", "pad", "channels", "limit")
 
 
 def load(name: str | Spec, split: str = "train", root: str | Path | None = None) -> Dataset:
@@ -35,7 +36,7 @@ def load(name: str | Spec, split: str = "train", root: str | Path | None = None)
         DataError: unknown, not found (the message says where it was looked for), damaged.
     """
     opened = _open(name, split, root)
-    return opened.take() if isinstance(opened, Images) else opened
+    return opened if isinstance(opened, Dataset) else opened.take()
 
 
 def batch(source: Source, size: int, seed: int = 0, split: str = "train") -> tuple[Tensor, Tensor]:
@@ -87,20 +88,40 @@ def as_dataset(source: Source, *, split: str = "train", classes: int | None = No
     return _gather(source, None, classes=classes, name=name)
 
 
-def _open(name: str | Spec, split: str, root: str | Path | None) -> Images | Dataset:
+def _open(name: str | Spec, split: str, root: str | Path | None) -> Images | folders.Folder | Dataset:
     if split not in _SPLITS:
         raise DataError(f"no split {split!r}: {did_you_mean(split, _SPLITS)}")
     spec, options = arguments(name)
     opened = _read(spec.name, split, root, dict(options))
     if isinstance(opened, Images):
-        opened = opened.asked(**{key: int(options.get(key, 0)) for key in ("size", "pad", "channels", "limit")})
+        opened = opened.asked(**{key: int(options.get(key, 0)) for key in _ASKED})
+    elif spec.name == "npz":
+        opened = _as_it_is(opened, spec)
     return replace(opened, name=str(spec))
 
 
-def _read(name: str, split: str, root: str | Path | None, options: dict[str, Any]) -> Images | Dataset:
+def _read(name: str, split: str, root: str | Path | None, options: dict[str, Any]) -> Images | folders.Folder | Dataset:
     if name == "digits":
         return bundled.digits(split)
-    return bundled.gaussian(split, **options)
+    if name == "gaussian":
+        return bundled.gaussian(split, **options)
+    if name == "fashion-mnist":
+        return idx.fashion_mnist(split, root, options["download"])
+    if name in ("cifar10", "cifar100"):
+        return cifar.cifar(name, split, root)
+    if name == "imagefolder":
+        return folders.imagefolder(split, root, **options)
+    return folders.npz(split, root, path=options["path"])
+
+
+def _as_it_is(data: Any, spec: Spec) -> Dataset:
+    """Float arrays of the user's own: whatever they are, it is not ours to resize them."""
+    options = spec.kwargs
+    if changed := [key for key in ("size", "pad", "channels") if options.get(key)]:
+        raise DataError(f"{spec}: {changed[0]} works on byte images; x holds floats, which are used as they are")
+    limit = int(options.get("limit", 0)) or None
+    taken: Dataset = data.take(slice(limit))
+    return taken
 
 
 def _is_pair(source: Any) -> bool:

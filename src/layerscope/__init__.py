@@ -16,8 +16,8 @@ __version__ = "0.1.0"
 
 #: public name -> (module, attribute)
 _PUBLIC: dict[str, tuple[str, str]] = {
-    "compare": ("layerscope.compare", "compare"),
-    "diagnose": ("layerscope.compare", "diagnose"),
+    "compare": ("layerscope.comparison", "compare"),
+    "diagnose": ("layerscope.comparison", "diagnose"),
     "profile": ("layerscope.probe", "profile"),
     "judge": ("layerscope.verdict", "judge"),
     "norm": ("layerscope.norms", "build"),

@@ -1,0 +1,157 @@
+"""Reproduce the reference tables of the Beyond BatchNorm system: ours beside the reference, every deviation marked.
+
+    python papers/beyond-batchnorm/tables.py                 # all tables, about ten minutes on two cores
+    python papers/beyond-batchnorm/tables.py --only plain    # one of: resnet56 skipinit preact plain batch_size noise
+
+Writes results/tables.json and results/tables.md beside this file. A value is marked ``!`` where it is off by more than
+25 % (ratios and variances) or 0.05 (similarities, rates).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import mean
+
+import layerscope
+from layerscope.probe.records import Profile
+
+HERE = Path(__file__).parent
+IMAGES = "fashion-mnist:pad=32,channels=3"
+SMALL_IMAGES = "fashion-mnist:size=16"
+
+Row = dict[str, float]
+
+
+def profile(net: str, norm: str, data: str, *, batch: int = 32, seed: int = 0) -> Profile:
+    """One probe at initialization."""
+    x, y = layerscope.batch(data, batch, seed=0)
+    model = layerscope.net(net, norm, in_shape=tuple(x.shape[1:]), classes=10, seed=seed)
+    return layerscope.profile(model, (x, y), level="deep", seed=seed, source=net, norm=norm)
+
+
+def stage_factor(values: list[float]) -> float:
+    """Geometric mean growth per block over the first stage (blocks 1 to 9)."""
+    return (values[8] / values[0]) ** (1 / 8)
+
+
+def number(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def resnet56(norm: str) -> Row:
+    blocks = profile("resnet56", norm, IMAGES).of("block")
+    v = [number(b.variance) for b in blocks]
+    return {
+        "b1": v[0], "b9": v[8], "b18": v[17], "b27": v[26], "factor": stage_factor(v), "ms27": number(blocks[26].ms),
+        "grad": number(blocks[0].grad_norm) / number(blocks[26].grad_norm), "cos27": number(blocks[26].cosine),
+    }  # fmt: skip
+
+
+def skipinit(norm: str) -> Row:
+    v = [number(b.variance) for b in profile("resnet56:skipinit=true", norm, IMAGES).of("block")]
+    return {"b1": v[0], "b9": v[8], "b27": v[26], "factor": stage_factor(v)}
+
+
+def preact(norm: str) -> Row:
+    ms = [number(b.ms) for b in profile("resnet56:preact=true", norm, IMAGES).of("block")]
+    return {"ms9": ms[8], "ms27": ms[26], "factor": stage_factor(ms)}
+
+
+def plain(norm: str) -> Row:
+    row: Row = {}
+    for depth in (10, 20):
+        seen = [profile(f"cfg_{depth}", norm, IMAGES, seed=seed) for seed in (0, 1)]
+        convs = [[number(r.grad_norm) for r in p.of("conv")] for p in seen]
+        row[f"cos{depth}"] = mean(number(p.readout_cosine_unpooled) for p in seen)
+        row[f"pool{depth}"] = mean(number(p.readout_cosine) for p in seen)
+        row[f"ratio{depth}"] = mean(g[0] / g[-1] for g in convs)
+        if depth == 20:
+            row["rate20"] = mean((g[0] / g[-1]) ** (1 / (len(g) - 1)) for g in convs)
+            row["rank20"] = mean(number(p.of("activation")[-1].stable_rank) for p in seen)
+    return row
+
+
+def batch_size(size: str) -> Row:
+    seen = [profile("mlp:width=256,depth=20", "batch", "gaussian:shape=256", batch=int(size), seed=s) for s in range(4)]
+    hidden = [[number(r.grad_norm) for r in p.of("linear")[:-1]] for p in seen]
+    return {
+        "cos": mean(number(p.of("activation")[-1].cosine) for p in seen),
+        "rate": mean((g[0] / g[-1]) ** (1 / (len(g) - 1)) for g in hidden),
+    }
+
+
+def noise(name: str) -> Row:
+    norm, depth = name.split(", ")
+    net = f"plain:depth={depth.split()[0]},stem_stride=2"
+    return {f"B{b}": number(profile(net, norm, SMALL_IMAGES, batch=b).batch_noise) for b in (2, 4, 8, 32)}
+
+
+TABLES: dict[str, Callable[[str], Row]] = {
+    "resnet56": resnet56, "skipinit": skipinit, "preact": preact, "plain": plain, "batch_size": batch_size,
+    "noise": noise,
+}  # fmt: skip
+
+
+def is_off(column: str, ours: float, reference: float) -> bool:
+    """Outside the agreed distance: 0.05 for similarities and rates, 25 % for everything else."""
+    if column.startswith(("cos", "pool", "rate")):
+        return not abs(ours - reference) <= 0.05
+    return not abs(ours / reference - 1) <= 0.25
+
+
+def measure(names: list[str]) -> Iterator[dict[str, object]]:
+    reference = tomllib.loads((HERE / "reference.toml").read_text())
+    for table in names:
+        columns = reference[table].pop("columns")
+        for key, values in reference[table].items():
+            started = time.perf_counter()
+            row = TABLES[table](key)
+            print(f"{table:<11} {key:<36} {time.perf_counter() - started:5.1f} s", flush=True)
+            for column, value in zip(columns, values, strict=False):
+                yield {"table": table, "row": key, "column": column, "ours": row[column], "reference": value}
+
+
+def to_markdown(cells: list[dict[str, object]]) -> str:
+    """The tables as text: ours (reference), with ``!`` on every value outside the agreed distance."""
+    parts = []
+    for table in dict.fromkeys(str(c["table"]) for c in cells):
+        mine = [c for c in cells if c["table"] == table]
+        columns = list(dict.fromkeys(str(c["column"]) for c in mine))
+        parts.append(f"### {table}\n\n| | " + " | ".join(columns) + " |\n" + "|---" * (len(columns) + 1) + "|")
+        for row in dict.fromkeys(str(c["row"]) for c in mine):
+            found = {str(c["column"]): c for c in mine if c["row"] == row}
+            texts = []
+            for column in columns:
+                cell = found.get(column)
+                if cell is None:
+                    texts.append("")
+                    continue
+                ours, reference = float(cell["ours"]), float(cell["reference"])  # type: ignore[arg-type]
+                texts.append(f"{ours:.3g} ({reference:.3g}){' !' if is_off(column, ours, reference) else ''}")
+            parts.append(f"| {row} | " + " | ".join(texts) + " |")
+        parts.append("")
+    off = sum(is_off(str(c["column"]), float(c["ours"]), float(c["reference"])) for c in cells)  # type: ignore[arg-type]
+    parts.append(f"{len(cells)} values, {off} outside the agreed distance (marked `!`).")
+    return "\n".join(parts) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="*", choices=list(TABLES), default=list(TABLES))
+    parser.add_argument("--out", type=Path, default=HERE / "results")
+    arguments = parser.parse_args()
+    cells = list(measure(arguments.only))
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "tables.json").write_text(json.dumps(cells, indent=1) + "\n")
+    (arguments.out / "tables.md").write_text(to_markdown(cells))
+    print(f"wrote {arguments.out / 'tables.md'}")
+
+
+if __name__ == "__main__":
+    main()

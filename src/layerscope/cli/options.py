@@ -1,0 +1,67 @@
+"""Options that ``compare`` and ``diagnose`` share, and what is done with their result."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+if TYPE_CHECKING:
+    from layerscope.verdict.types import Comparison
+
+Source = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
+
+
+@dataclass(frozen=True)
+class ProbeOptions:
+    """What is probed, on what."""
+
+    data: Annotated[str, tyro.conf.arg(metavar="DATA")] = "digits"
+    """A data set (see `layerscope data`), such as digits:size=16."""
+    batch_size: int = 32
+    """The batch size you will train with: what BatchNorm sees."""
+    chunks: int = 1
+    """Batches of that size to average over."""
+    seeds: int = 1
+    """How many random initializations to probe."""
+    classes: int | None = None
+    """Number of outputs; left out, as the data has."""
+    level: Literal["light", "standard", "deep"] = "standard"
+    """How much to measure."""
+    output: str | None = None
+    """Key or index of the output to use, for a network that returns several."""
+    device: str = "cpu"
+    """Where to probe, such as cuda."""
+
+    def arguments(self) -> dict[str, Any]:
+        """As keyword arguments of ``layerscope.compare``; an output that is a number is an index."""
+        arguments = asdict(self)
+        if self.output is not None and self.output.lstrip("-").isdigit():
+            arguments["output"] = int(self.output)
+        return arguments
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """Where the result goes beside the terminal."""
+
+    html: Path | None = None
+    """Write one self-contained page here."""
+    json: Path | None = None
+    """Write every number here."""
+
+    def deliver(self, result: Comparison) -> None:
+        """Print the result, and write the files that were asked for."""
+        from layerscope import report
+
+        report.print_result(result)
+        if self.html:
+            print(f"page: {result.to_html(self.html)}")
+        if self.json:
+            print(f"numbers: {result.to_json(self.json)}")
+
+
+Probe = Annotated[ProbeOptions, tyro.conf.arg(name="")]
+Output = Annotated[OutputOptions, tyro.conf.arg(name="")]

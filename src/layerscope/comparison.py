@@ -1,0 +1,161 @@
+"""The product's main job: one network, several normalization choices, one verdict each."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+from layerscope import data as datasets
+from layerscope import norms, probe, sources, verdict
+from layerscope.errors import LayerscopeError, SpecError
+from layerscope.probe.records import Level, Profile
+from layerscope.verdict.types import Choice, Comparison, Verdict
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+#: The choices that are compared when none are named: every family of the zoo that a convolutional net can take.
+STANDARD_NORMS = ("none", "batch", "layer", "instance", "group:size=8", "frn", "evonorm-s0", "weight", "sws")
+
+AS_IS = "as is"
+
+
+def compare(
+    source: str | nn.Module | Callable[..., nn.Module],
+    norm: str | Sequence[str] = STANDARD_NORMS,
+    data: Any = "digits",
+    *,
+    batch_size: int = 32,
+    chunks: int = 1,
+    seeds: int | Iterable[int] = 1,
+    classes: int | None = None,
+    level: Level = "standard",
+    loss: Any = "cross_entropy",
+    output: Any = None,
+    device: str = "cpu",
+    progress: bool = False,
+) -> Comparison:
+    """Which normalization layer will train in this network, which will not, and why.
+
+    For every norm and seed: build the network, run one forward and backward pass over real data in training mode, and
+    judge the numbers. Nothing is trained. The choices that cannot be built get the verdict ``unknown`` with the reason.
+
+    Args:
+        source: ``"resnet56"``, ``"timm:resnet18"``, ``"torchvision:resnet18"``, ``"file.py:factory"``,
+            ``"pkg.mod:factory"``, a factory, or a module; layers of a module are exchanged on a copy.
+        norm: one or several norm specs (``"group:size=8"``); ``"as is"`` leaves the network alone.
+        data: a data set's name, a ``Dataset``, an ``(x, y)`` pair of tensors, or an iterable of such pairs.
+        batch_size: the batch size that you will train with: what BatchNorm sees.
+        chunks: batches of that size to average over.
+        seeds: how many seeds (0, 1, ...), or which ones. A module object has one: its own weights.
+        classes: number of outputs for networks built by name; taken from the data when left out.
+        level: ``light``, ``standard`` or ``deep`` (see ``layerscope.profile``).
+        loss: see ``layerscope.profile``.
+        output: which output of a network that returns several (see ``layerscope.profile``).
+        device: where to probe, such as ``"cuda"``.
+        progress: show a progress bar when on a terminal.
+
+    Returns:
+        The comparison: print it, show it in a notebook, or ``.to_html(path)``.
+
+    Raises:
+        SpecError: a norm spec that is unknown or ambiguous.
+        SourceError, DataError: a network or data set that cannot be had.
+        ProbeError: the network cannot be run on the data.
+
+    Source: Lubana, Dick, Tanaka, "Beyond BatchNorm", NeurIPS 2021 (arXiv 2106.05956).
+    """
+    started = time.perf_counter()
+    wanted = _checked(norm)
+    seed_list = _seeds(seeds, source)
+    x, y, name, found_classes = _batch(data, batch_size * chunks)
+    outputs = classes or found_classes
+    shape = tuple(x.shape[1:])
+    label = source if isinstance(source, str) else getattr(source, "__name__", type(source).__name__)
+    choices: list[Choice] = []
+    with _progress(len(wanted) * len(seed_list), f"probing {label}", progress) as step:
+        for spec in wanted:
+            profiles: list[Profile] = []
+            notes: tuple[str, ...] = ()
+            try:
+                for seed in seed_list:
+                    step(f"{spec}, seed {seed}")
+                    built = sources.build(
+                        source, None if spec == AS_IS else spec, in_shape=shape, classes=outputs, seed=seed
+                    )
+                    label, notes = built.label, tuple(built.notes)
+                    profile = probe.profile(
+                        built.module.to(device), (x.to(device), y.to(device)), level=level, loss=loss,
+                        batch_size=batch_size, output=output, seed=seed, source=label, norm=spec,
+                    )  # fmt: skip
+                    profiles.append(profile)
+            except LayerscopeError as error:
+                # One norm that this network cannot take (1x1 maps, indivisible channels) must not cost the others.
+                if len(wanted) == 1:
+                    raise
+                choices.append(Choice(spec, Verdict.unknown(str(error)), tuple(profiles)))
+                continue
+            notes += tuple(dict.fromkeys(w for p in profiles for w in p.warnings))
+            choices.append(Choice(spec, verdict.judge(profiles), tuple(profiles), notes))
+    if all(not choice.profiles for choice in choices):
+        raise LayerscopeError(f"no choice could be probed; the first one said: {choices[0].verdict.reason}")
+    return Comparison(
+        source=label,
+        data=name,
+        batch_size=batch_size,
+        seeds=tuple(seed_list),
+        in_shape=shape,
+        choices=tuple(choices),
+        seconds=time.perf_counter() - started,
+        versions=next(c.profiles[0].versions for c in choices if c.profiles),
+        command=_command(source, wanted, data, batch_size, len(seed_list)),
+    )
+
+
+def diagnose(source: str | nn.Module | Callable[..., nn.Module], data: Any = "digits", **options: Any) -> Comparison:
+    """One network as it is, no layer exchanged: where its activations or gradients go wrong, and what to do.
+
+    Takes the arguments of :func:`compare` except ``norm``.
+    """
+    return compare(source, AS_IS, data, **options)
+
+
+def _checked(norm: str | Sequence[str]) -> list[str]:
+    """The specs in their canonical spelling, checked before any work is done."""
+    wanted = [norm] if isinstance(norm, str) else list(norm)
+    if not wanted:
+        raise SpecError("no norm to compare; name at least one, such as  batch  or  group:size=8")
+    specs = [spec if spec == AS_IS else str(norms.parse(spec)) for spec in wanted]
+    return list(dict.fromkeys(specs))
+
+
+def _seeds(seeds: int | Iterable[int], source: Any) -> list[int]:
+    found = list(range(seeds)) if isinstance(seeds, int) else [int(s) for s in seeds]
+    if not found:
+        raise LayerscopeError("seeds must be at least 1")
+    return found if isinstance(source, str) or not hasattr(source, "forward") else found[:1]
+
+
+def _batch(data: Any, size: int) -> tuple[Tensor, Tensor, str, int]:
+    x, y = datasets.batch(data, size, seed=0)
+    name = data if isinstance(data, str) else getattr(data, "name", "your data")
+    classes = getattr(data, "classes", None) or (datasets.load(data).classes if isinstance(data, str) else None)
+    return x, y, name, int(classes or int(y.max()) + 1)
+
+
+def _progress(total: int, label: str, wanted: bool) -> Any:
+    if not wanted:
+        return nullcontext(lambda text: None)
+    from layerscope import report
+
+    return report.progress(total, label)
+
+
+def _command(source: Any, wanted: Sequence[str], data: Any, batch_size: int, seeds: int) -> str:
+    if not isinstance(source, str) or not isinstance(data, str):
+        return ""
+    head = f"layerscope diagnose {source}" if list(wanted) == [AS_IS] else f"layerscope compare {source}"
+    chosen = "" if list(wanted) == [AS_IS] else "".join(f" --norm {spec}" for spec in wanted)
+    return f"{head}{chosen} --data {data} --batch-size {batch_size} --seeds {seeds}"

@@ -1,0 +1,217 @@
+"""The four axes: profiles of one choice over seeds -> one :class:`Axis` each, with number, reason, first bad layer.
+
+===== ================================ ======================================================================
+axis  headline number                  source
+===== ================================ ======================================================================
+F     growth of the second moment per  arXiv 2106.05956 (stable forward propagation); the tail of every stage
+      block or layer, tail factor      of constant width, so that a linear law reads as about 1.16
+I     1 - cosine between samples       ibid. (informative forward propagation); the larger cosine of the last map and
+                                       the classifier input, because InstanceNorm hides before the pooling
+B     scale-free gradient, first over  ibid. (stable backward propagation); |dL/du| rms(u), which unlike the raw
+      last layer                       gradient does not change when the input is rescaled
+N     batch-noise ratio nu             ours: variance over batch companions / variance over samples
+===== ================================ ======================================================================
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from statistics import median
+
+from layerscope.probe.records import LayerRecord, Profile
+from layerscope.quantities import gradient, growth
+from layerscope.verdict.thresholds import Thresholds
+from layerscope.verdict.trunk import Trunk, trunk
+from layerscope.verdict.types import Axis, Level
+
+
+def forward_axis(profiles: Sequence[Profile], limits: Thresholds) -> Axis:
+    """Axis F: does the second moment grow exponentially, vanish, or stay (at most linear)?"""
+    broken = _first(profiles, lambda p: next((r for r in p.records if r.nonfinite_share > 0), None))
+    if broken:
+        return Axis("F", "bad", math.inf, None, f"activations are not finite from {broken.name} on", broken.name)
+    if any(p.loss is not None and not math.isfinite(p.loss) for p in profiles):
+        return Axis("F", "bad", math.inf, None, "the loss is not finite", None)
+    trunks = [trunk(p) for p in profiles]
+    series = [[r.ms for r in t.forward if r.ms is not None] for t in trunks]
+    if min(map(len, series)) < 2:
+        return Axis("F", "unknown", None, None, "too few layers on the main path to see growth with depth")
+    factors = [tail_factor(t) for t in trunks]
+    factor, spread = _over_seeds(factors)
+    kept = median(s[-1] / s[0] if s[0] > 0 else math.nan for s in series)
+    t, ms = trunks[0], series[0]
+    path = f"second moment {_number(ms[0])} at {t.forward[0].name}, {_number(ms[-1])} at {t.forward[-1].name}"
+    if factor > limits.growth_bad and is_exponential(t):
+        where = _first_beyond(t, 10.0)
+        text = f"activations explode: x{factor:.2f} per {t.unit} ({path})"
+        return Axis("F", "bad", factor, spread, text, where)
+    if not kept > limits.vanish_bad:
+        return Axis("F", "bad", factor, spread, f"the signal vanishes ({path})", _first_beyond(t, 0.01))
+    if kept < limits.vanish_caution:
+        text = f"the signal shrinks ({path})"
+        return Axis("F", "caution", factor, spread, text, _first_beyond(t, limits.vanish_caution))
+    if factor > limits.growth_caution:
+        text = f"activations grow x{factor:.2f} per {t.unit} ({path})"
+        return Axis("F", "caution", factor, spread, text, _first_beyond(t, 10.0))
+    return Axis("F", "good", factor, spread, f"stable: x{factor:.2f} per {t.unit} ({path})")
+
+
+def informative_axis(profiles: Sequence[Profile], limits: Thresholds) -> Axis:
+    """Axis I: can the classifier still tell samples apart?"""
+    scores, pooled = [], []
+    for p in profiles:
+        cosines = [c for c in (p.readout_cosine, p.readout_cosine_unpooled) if c is not None]
+        if cosines:
+            scores.append(1 - max(cosines))
+            pooled.append((p.readout_cosine or -1) > (p.readout_cosine_unpooled or -1) + 0.05)
+    if not scores or any(math.isnan(s) for s in scores):
+        return Axis(
+            "I", "unknown", None, None, "no similarity between samples could be measured at the classifier input"
+        )
+    score, spread = _over_seeds(scores)
+    t = trunk(profiles[0])
+    place = "after pooling" if sum(pooled) * 2 > len(pooled) else "at the classifier input"
+    cosine = f"samples have cosine {1 - score:.3f} {place}"
+    if t.tokens:
+        return _token_axis(t, score, spread, cosine, limits)
+    if inactive_branches(t):
+        text = f"residual branches add nothing at initialization; {cosine}, the stem's own"
+        return Axis("I", "good" if score >= limits.informative_caution else "caution", score, spread, text)
+    where = next(
+        (r.name for r in t.forward if r.cosine is not None and 1 - r.cosine < limits.informative_caution), None
+    )
+    if place == "after pooling" and where is None:
+        where = profiles[0].classifier
+    if score < limits.informative_bad:
+        return Axis("I", "bad", score, spread, f"{cosine}: the classifier can hardly tell them apart", where)
+    if score < limits.informative_caution:
+        return Axis("I", "caution", score, spread, f"{cosine}: little information reaches the classifier", where)
+    return Axis("I", "good", score, spread, cosine)
+
+
+def _token_axis(t: Trunk, score: float, spread: float | None, cosine: str, limits: Thresholds) -> Axis:
+    tokens = [r for r in t.forward if r.cosine_token is not None]
+    last = tokens[-1].cosine_token if tokens else None
+    if last is not None and last > limits.token_cosine_bad:
+        where = next(r.name for r in tokens if (r.cosine_token or 0.0) > limits.token_cosine_bad)
+        return Axis("I", "bad", score, spread, f"tokens of one sample have collapsed (cosine {last:.3f})", where)
+    seen = f"tokens of one sample have cosine {last:.2f}; {cosine}" if last is not None else cosine
+    level: Level = "good" if score >= limits.informative_bad else "caution"
+    return Axis("I", level, score, spread, seen)
+
+
+def backward_axis(profiles: Sequence[Profile], limits: Thresholds) -> Axis:
+    """Axis B: does the scale-free gradient grow or vanish toward the input?"""
+    ratios, rates = [], []
+    for p in profiles:
+        g = [r.grad_scaled for r in trunk(p).backward if r.grad_scaled]
+        if len(g) >= 2:
+            ratios.append(g[0] / g[-1])
+            rates.append(gradient.backward_rate(g))
+    if not ratios:
+        return Axis("B", "unknown", None, None, "no gradient reached the main path (is every parameter frozen?)")
+    ratio, spread = _over_seeds(ratios)
+    rate, _ = _over_seeds(rates)
+    t = trunk(profiles[0])
+    seen = [r for r in t.backward if r.grad_scaled]
+    text = f"gradient x{rate:.2f} per {t.unit} toward the input, first/last {_number(ratio)}"
+    bad = limits.gradient_bad_residual if t.kind == "residual" else limits.gradient_bad
+    caution = limits.gradient_bad if t.kind == "residual" else limits.gradient_caution
+    if not math.isfinite(ratio):
+        return Axis("B", "bad", ratio, spread, "gradients are not finite", seen[0].name)
+    if ratio > bad:
+        last = seen[-1].grad_scaled or 0.0
+        where = next((r.name for r in reversed(seen) if (r.grad_scaled or 0.0) > 10 * last), seen[0].name)
+        return Axis("B", "bad", ratio, spread, f"gradients explode: {text}", where)
+    if ratio > caution:
+        return Axis("B", "caution", ratio, spread, text, seen[0].name)
+    if ratio < limits.gradient_vanish_bad:
+        return Axis("B", "bad", ratio, spread, f"gradients vanish: {text}", seen[0].name)
+    if ratio < limits.gradient_vanish_caution:
+        return Axis("B", "caution", ratio, spread, f"gradients shrink: {text}", seen[0].name)
+    return Axis("B", "good", ratio, spread, text)
+
+
+def noise_axis(profiles: Sequence[Profile], limits: Thresholds) -> Axis:
+    """Axis N: how much of a representation is the batch it happens to stand in?"""
+    values = [p.batch_noise for p in profiles if p.batch_noise is not None]
+    size = profiles[0].batch_size
+    if not values:
+        return Axis("N", "unknown", None, None, "batch noise was not measured")
+    nu, spread = _over_seeds(values)
+    if nu == 0:
+        return Axis("N", "good", nu, spread, "no dependence on the batch")
+    text = f"batch noise {nu:.2f} at batch size {size}"
+    if not nu <= limits.noise_bad:
+        return Axis("N", "bad", nu, spread, f"{text}: companions outweigh the sample itself")
+    if nu > limits.noise_caution:
+        return Axis("N", "caution", nu, spread, f"{text}: features depend visibly on the companions")
+    return Axis("N", "good", nu, spread, text)
+
+
+#: Stages at least this long show their own law; shorter ones are judged over the whole trunk.
+LONG_STAGE = 5
+
+
+def _ladders(t: Trunk) -> list[list[float]]:
+    """The series on which growth is read: long stages of constant shape, else the whole trunk."""
+    stages = [[r.ms for r in stage if r.ms is not None] for stage in t.stages]
+    long = [s for s in stages if len(s) >= LONG_STAGE]
+    return long or [[r.ms for r in t.forward if r.ms is not None]]
+
+
+def tail_factor(t: Trunk) -> float:
+    """Geometric mean growth per step over the second half of each ladder (1 = constant, 2 = doubling)."""
+    return growth.tail_factor(_ladders(t))
+
+
+def is_exponential(t: Trunk) -> bool:
+    """Does a straight line fit log(ms) better than ms, on the longest ladder? True for ladders too short to tell."""
+    ladder = max(_ladders(t), key=len)
+    if len(ladder) < LONG_STAGE or min(ladder) <= 0:
+        return True
+    return growth.fit_growth(ladder).exponential
+
+
+def inactive_branches(t: Trunk) -> bool:
+    """Does every residual block hand its input on unchanged (SkipInit, ReZero, zero-initialised last norm)?"""
+    if t.kind != "residual":
+        return False
+    pairs = [
+        (a, b)
+        for stage in t.stages
+        for a, b in itertools.pairwise(stage)
+        if a.ms is not None and b.ms is not None and a.cosine is not None and b.cosine is not None
+    ]
+    return bool(pairs) and all(
+        abs((b.ms or 0) - (a.ms or 0)) <= 1e-5 * (a.ms or 1) and abs((b.cosine or 0) - (a.cosine or 0)) <= 1e-5
+        for a, b in pairs
+    )
+
+
+def _first_beyond(t: Trunk, factor: float) -> str | None:
+    """First layer whose second moment is beyond ``factor`` times the first one's (below it, for factor < 1)."""
+    first = t.forward[0].ms or 0.0
+    for r in t.forward:
+        if r.ms is not None and ((r.ms > factor * first) if factor > 1 else (r.ms < factor * first)):
+            return r.name
+    return t.forward[-1].name
+
+
+def _first(profiles: Sequence[Profile], pick: Callable[[Profile], LayerRecord | None]) -> LayerRecord | None:
+    return next((found for p in profiles if (found := pick(p)) is not None), None)
+
+
+def _over_seeds(values: Sequence[float]) -> tuple[float, float | None]:
+    """Median and half range; no spread from a single seed."""
+    return median(values), (max(values) - min(values)) / 2 if len(values) > 1 else None
+
+
+def _number(value: float) -> str:
+    return (
+        f"{value:.2g}"
+        if 1e-3 <= abs(value) < 1e3 or value == 0
+        else f"{value:.1e}".replace("e+0", "e").replace("e-0", "e-")
+    )

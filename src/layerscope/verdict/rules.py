@@ -1,0 +1,106 @@
+"""Profiles in, one verdict out, by rules in a fixed order so that the reason stays legible."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from layerscope.errors import ProbeError
+from layerscope.probe.records import Profile
+from layerscope.verdict import axes as measure
+from layerscope.verdict.analytic import analytic_route
+from layerscope.verdict.remedies import remedies
+from layerscope.verdict.sets import smallest_set
+from layerscope.verdict.thresholds import DEFAULT, Thresholds
+from layerscope.verdict.trunk import trunk
+from layerscope.verdict.types import Analytic, Axis, Label, Verdict
+
+
+def judge(profiles: Profile | Sequence[Profile], *, thresholds: Thresholds = DEFAULT, analytic: bool = True) -> Verdict:
+    """Say what training this network will be like, from its profiles at initialization.
+
+    The rules, first match wins:
+
+    1. not finite, or the second moment grows exponentially or vanishes -> ``fails``
+    2. batch noise above its limit, or statistics over three elements or fewer -> ``unstable``
+    3. the scale-free gradient explodes toward the input -> ``unstable``; vanishes -> ``very slow``
+    4. samples cannot be told apart at the classifier -> ``very slow`` or ``slow``
+    5. otherwise ``healthy``
+
+    Args:
+        profiles: one network's profile, or the same choice at several seeds.
+        thresholds: the cut-offs.
+        analytic: also ask the mean-field theory and report where it disagrees.
+
+    Returns:
+        The verdict; ``unknown`` with a reason where nothing can be said.
+
+    Raises:
+        ProbeError: no profile, or profiles of different choices.
+    """
+    several = (profiles,) if isinstance(profiles, Profile) else tuple(profiles)
+    if not several:
+        raise ProbeError("judge needs at least one profile")
+    if len({(p.source, p.norm, p.batch_size) for p in several}) > 1:
+        raise ProbeError(
+            "judge takes the profiles of one network and norm at several seeds; these are of different choices"
+        )
+    if not several[0].records:
+        return Verdict.unknown("no layer was recorded")
+
+    f = measure.forward_axis(several, thresholds)
+    i = measure.informative_axis(several, thresholds)
+    b = measure.backward_axis(several, thresholds)
+    n = measure.noise_axis(several, thresholds)
+    found = (f, i, b, n)
+    path = trunk(several[0])
+    smallest = smallest_set(several[0])
+    tiny = smallest is not None and smallest[0] <= thresholds.smallest_set
+    route: Analytic | None = analytic_route(several, path) if analytic else None
+
+    label: Label
+    where: str | None
+    if f.level == "bad":
+        label, reason, where = "fails", f.text, f.where
+    elif tiny and smallest is not None:
+        label, where = "unstable", smallest[1].name
+        reason = f"statistics over {smallest[0]} elements at {where}: their gradient diverges"
+    elif n.level == "bad":
+        label, reason, where = "unstable", n.text, n.where
+    elif b.level == "bad" and b.value is not None and not b.value < 1:
+        label, reason, where = "unstable", f"{b.text}: a normal learning rate is too high", b.where
+    elif b.level == "bad":
+        label, reason, where = "very slow", b.text, b.where
+    elif i.level == "bad":
+        label, reason, where = "very slow", i.text, i.where
+    elif i.level == "caution" and not measure.inactive_branches(path):
+        label, reason, where = "slow", i.text, i.where
+    elif all(a.level == "unknown" for a in (f, i, b)):
+        return Verdict("unknown", found, "; ".join(a.text for a in (f, i, b)), analytic=route)
+    else:
+        label, where = "healthy", None
+        reason = _healthy(found)
+    if where and where not in reason and label != "healthy":
+        reason += f", from {where} on"
+    second = _also(label, found)
+    advice = remedies(found, residual=path.kind == "residual", tokens=path.tokens, norm=several[0].norm, tiny_sets=tiny)
+    return Verdict(label, found, _sentence(reason) + second, advice, where, route)
+
+
+def _healthy(axes: tuple[Axis, ...]) -> str:
+    cautions = [a.text for a in axes if a.level == "caution"]
+    return "nothing stands in the way; watch: " + "; ".join(cautions) if cautions else "nothing stands in the way"
+
+
+def _also(label: Label, axes: tuple[Axis, ...]) -> str:
+    """A second bad axis, named beside the one that decided."""
+    if label in ("healthy", "unknown", "fails"):
+        return ""
+    decisive = {"unstable": "NB", "very slow": "IB", "slow": "I"}[label]
+    others = [a for a in axes if a.level == "bad" and a.name not in decisive]
+    if label == "unstable":
+        others = [a for a in axes if a.level in ("bad", "caution") and a.name == "I"]
+    return "".join(f" Also: {a.text}." for a in others)
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")

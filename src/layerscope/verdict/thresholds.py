@@ -1,0 +1,50 @@
+"""The numbers that turn a measurement into good, caution or bad: one frozen table, in one place.
+
+Where they come from. The paper behind this tool (Lubana, Dick, Tanaka, "Beyond BatchNorm", NeurIPS 2021, arXiv
+2106.05956) states the three properties (stable forward growth, dissimilar samples before the classifier, stable
+gradients) without cut-offs. The cut-offs are ours; each field says what separates the two sides.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Cut-offs of the four axes. Pass your own to ``judge(..., thresholds=...)``."""
+
+    # F: tail factor of the second moment, per residual block (or per layer of a plain net)
+    growth_caution: float = 1.3
+    """A linear law gives 1.16 over blocks 5 to 9 of a stage."""
+    growth_bad: float = 1.5
+    """Doubling at every block gives 2."""
+    vanish_caution: float = 1e-2
+    """Last over first second moment: zero padding alone costs an un-normalized 20-layer net a factor of 4e-3."""
+    vanish_bad: float = 1e-6
+
+    # I: 1 - cosine between samples, at the classifier input or the last map, whichever is worse
+    informative_caution: float = 0.10
+    informative_bad: float = 0.03
+    token_cosine_bad: float = 0.95
+    """Tokens of one sample this similar at the last block: rank collapse of attention."""
+
+    # B: scale-free gradient, first over last layer
+    gradient_caution: float = 10.0
+    """BatchNorm lives between 10 and 60 in a plain 20-layer net, and trains."""
+    gradient_bad: float = 100.0
+    """InstanceNorm gives 200 there, and does not at a normal learning rate."""
+    gradient_bad_residual: float = 1e4
+    """On a residual stream every block can be trained from the loss side, so the alarm is set higher."""
+    gradient_vanish_caution: float = 0.03
+    gradient_vanish_bad: float = 1e-4
+
+    # N: batch-noise ratio nu at the training batch size
+    noise_caution: float = 0.5
+    noise_bad: float = 1.5
+    """Above 1 an image's representation depends more on its batch companions than on the image."""
+    smallest_set: int = 3
+    """Statistics over this many elements or fewer: the gradient of a normalized set of three diverges."""
+
+
+DEFAULT = Thresholds()

@@ -1,0 +1,54 @@
+"""Which records carry the signal through a network: the residual stream, or the chain of layers of a plain net."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Literal
+
+from layerscope.probe.records import LayerRecord, Profile
+
+#: A residual stream of fewer blocks says nothing about growth with depth.
+FEWEST_BLOCKS = 3
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """The main path of a network.
+
+    Attributes:
+        kind: ``residual`` (block outputs carry the stream) or ``plain`` (every layer's output does).
+        unit: what one step along the trunk is called in a sentence.
+        forward: records whose second moment and similarity describe the signal.
+        backward: records whose gradient is compared from the first to the last.
+        tokens: the trunk is a sequence of tokens.
+    """
+
+    kind: Literal["residual", "plain"]
+    unit: Literal["block", "layer"]
+    forward: tuple[LayerRecord, ...]
+    backward: tuple[LayerRecord, ...]
+    tokens: bool
+
+    @property
+    def stages(self) -> tuple[tuple[LayerRecord, ...], ...]:
+        """``forward`` cut where the shape changes: inside a stage, growth is a matter of depth alone."""
+        return tuple(tuple(group) for _, group in groupby(self.forward, key=lambda r: r.shape[1:]))
+
+
+def trunk(profile: Profile) -> Trunk:
+    """The trunk of a profiled network; its series are empty where nothing suitable was recorded."""
+    blocks = innermost(profile.of("block"))
+    classifier = profile.classifier
+    linear = tuple(r for r in profile.of("conv", "linear") if r.name != classifier)
+    if len(blocks) >= FEWEST_BLOCKS:
+        return Trunk("residual", "block", blocks, blocks, any(b.layout == "token" for b in blocks))
+    activations = profile.of("activation")
+    forward = activations if len(activations) >= 2 else linear
+    return Trunk("plain", "layer", forward, linear, any(r.layout == "token" for r in forward))
+
+
+def innermost(blocks: tuple[LayerRecord, ...]) -> tuple[LayerRecord, ...]:
+    """Blocks that hold no other recorded block: a stage of blocks counts as its blocks, not once more as itself."""
+    names = [b.name for b in blocks]
+    return tuple(b for b in blocks if not any(n.startswith(b.name + ".") for n in names))

@@ -1,0 +1,184 @@
+"""The rules on made-up profiles whose verdict is known by construction."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from layerscope.errors import ProbeError
+from layerscope.probe.records import LayerRecord, Profile
+from layerscope.verdict import Thresholds, judge
+from layerscope.verdict.axes import inactive_branches, tail_factor
+from layerscope.verdict.sets import smallest_set
+from layerscope.verdict.trunk import trunk
+
+
+def block(index: int, ms: float, *, cosine: float = 0.5, grad: float = 1.0, channels: int = 16) -> LayerRecord:
+    return LayerRecord(index, f"blocks.{index}", "ResidualBlock", "block", "conv", (32, channels, 8, 8),
+                       ms=ms, cosine=cosine, grad_scaled=grad)  # fmt: skip
+
+
+def conv(index: int, *, grad: float = 1.0) -> LayerRecord:
+    return LayerRecord(index, f"conv{index}", "Conv2d", "conv", "conv", (32, 16, 8, 8), ms=1.0, grad_scaled=grad)
+
+
+def act(index: int, *, ms: float = 0.5, cosine: float = 0.5) -> LayerRecord:
+    return LayerRecord(index, f"act{index}", "ReLU", "activation", "conv", (32, 16, 8, 8), ms=ms, cosine=cosine)
+
+
+def a_profile(records: list[LayerRecord], **changes: object) -> Profile:
+    base = Profile("net", "batch", tuple(records), "standard", 32, 1, (1, 8, 8), 0, 2.3, "head",
+                   readout_cosine=0.6, readout_cosine_unpooled=0.5, batch_noise=0.0)  # fmt: skip
+    return replace(base, **changes)  # type: ignore[arg-type]
+
+
+def residual(ms: list[float], **changes: object) -> Profile:
+    return a_profile([block(i, m) for i, m in enumerate(ms)], **changes)
+
+
+def plain(depth: int = 10, rate: float = 1.0, **changes: object) -> Profile:
+    records = [r for i in range(depth) for r in (conv(i, grad=rate ** (depth - i)), act(i))]
+    return a_profile(records, **changes)
+
+
+def test_a_healthy_plain_net() -> None:
+    verdict = judge(plain(), analytic=False)
+    assert verdict.label == "healthy"
+    assert verdict.remedies == ()
+    assert [a.level for a in verdict.axes] == ["good"] * 4
+
+
+def test_doubling_at_every_block_fails_and_names_the_first_bad_block() -> None:
+    verdict = judge(residual([2.0**i for i in range(9)]), analytic=False)
+    assert verdict.label == "fails"
+    assert verdict.where == "blocks.4"  # the first one beyond ten times the first block
+    assert "x2.00 per block" in verdict.reason
+    assert verdict.remedies[0].startswith("SkipInit")
+
+
+def test_a_linear_law_is_stable_however_long() -> None:
+    for length in (9, 27, 100):
+        verdict = judge(residual([1.0 + i for i in range(length)]), analytic=False)
+        assert verdict.label == "healthy", verdict.reason
+
+
+def test_four_blocks_that_double_fail_and_four_that_add_do_not() -> None:
+    assert judge(residual([1.0, 2.0, 4.0, 8.0]), analytic=False).label == "fails"
+    assert judge(residual([1.0, 2.0, 3.0, 4.0]), analytic=False).label == "healthy"
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.floats(1e-6, 1e6), st.floats(1.1, 3.0))
+def test_the_scale_of_the_signal_does_not_matter(scale: float, factor: float) -> None:
+    series = [factor**i for i in range(9)]
+    plain_scale = judge(residual(series), analytic=False)
+    rescaled = judge(residual([scale * m for m in series]), analytic=False)
+    assert plain_scale.label == rescaled.label
+    assert plain_scale.where == rescaled.where
+
+
+def test_a_reset_at_every_stage_is_not_vanishing() -> None:
+    stage = [1.0 + i for i in range(9)]
+    records = [block(i, m, channels=16 * (1 + i // 9)) for i, m in enumerate(stage * 3)]
+    assert judge(a_profile(records), analytic=False).label == "healthy"
+
+
+def test_a_vanished_signal_fails() -> None:
+    verdict = judge(residual([10.0 ** (-i) for i in range(12)]), analytic=False)
+    assert verdict.label == "fails"
+    assert "vanishes" in verdict.reason
+
+
+def test_nonfinite_activations_fail_at_their_first_layer() -> None:
+    records = [block(0, 1.0), replace(block(1, math.nan), nonfinite_share=0.5), block(2, math.nan)]
+    verdict = judge(a_profile(records, loss=math.nan), analytic=False)
+    assert (verdict.label, verdict.where) == ("fails", "blocks.1")
+
+
+@pytest.mark.parametrize(
+    ("nu", "label"), [(0.0, "healthy"), (0.8, "healthy"), (3.1, "unstable"), (math.nan, "unstable")]
+)
+def test_batch_noise(nu: float, label: str) -> None:
+    verdict = judge(plain(batch_noise=nu), analytic=False)
+    assert verdict.label == label
+    if label == "unstable":
+        assert any("larger batch" in r for r in verdict.remedies)
+
+
+def test_exploding_gradients_are_unstable_in_a_plain_net_and_only_noted_on_a_stream() -> None:
+    steep = plain(20, 1.3)  # 1.3^19 = 146
+    verdict = judge(steep, analytic=False)
+    assert verdict.label == "unstable"
+    assert "first/last" in verdict.reason
+    stream = [replace(block(i, 1.0), grad_scaled=1.3 ** (20 - i)) for i in range(20)]
+    assert judge(a_profile(stream), analytic=False).label == "healthy"
+
+
+def test_vanishing_gradients_are_very_slow() -> None:
+    assert judge(plain(20, 0.5), analytic=False).label == "very slow"
+
+
+@pytest.mark.parametrize(("cosine", "label"), [(0.7, "healthy"), (0.93, "slow"), (0.995, "very slow")])
+def test_similar_samples_are_slow_wherever_the_similarity_shows(cosine: float, label: str) -> None:
+    assert judge(plain(readout_cosine=cosine), analytic=False).label == label
+    assert judge(plain(readout_cosine_unpooled=cosine), analytic=False).label == label
+
+
+def test_inactive_branches_are_not_called_slow() -> None:
+    stream = residual([0.3] * 6, readout_cosine=0.95)
+    assert inactive_branches(trunk(stream))
+    assert judge(stream, analytic=False).label == "healthy"
+    assert not inactive_branches(trunk(residual([0.3, 0.31, 0.33])))
+
+
+def test_instance_norm_over_two_pixels_is_unstable() -> None:
+    record = LayerRecord(0, "norm0", "InstanceNorm2d", "norm", "conv", (32, 16, 1, 2))
+    verdict = judge(replace(plain(norm="instance"), records=(record, *plain().records)), analytic=False)
+    assert verdict.label == "unstable"
+    assert "2 elements" in verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("norm", "kind", "size"),
+    [("as is", "BatchNorm2d", 32 * 4), ("batch", "Anything", 32 * 4), ("instance", "X", 4), ("group:size=8", "X", 32),
+     ("group:groups=4", "X", 16), ("ghost:size=2", "X", 8)],
+)  # fmt: skip
+def test_statistic_set_sizes(norm: str, kind: str, size: int) -> None:
+    record = LayerRecord(0, "n", kind, "norm", "conv", (32, 16, 2, 2))
+    found = smallest_set(a_profile([record], norm=norm))
+    assert found is not None
+    assert found[0] == size
+
+
+def test_unknown_is_a_value_with_a_reason() -> None:
+    verdict = judge(a_profile([]), analytic=False)
+    assert verdict.label == "unknown"
+    assert "no layer" in verdict.reason
+
+
+def test_profiles_of_different_choices_are_refused() -> None:
+    with pytest.raises(ProbeError, match="different choices"):
+        judge([plain(), plain(norm="layer")])
+    with pytest.raises(ProbeError, match="at least one"):
+        judge([])
+
+
+def test_spread_over_seeds_is_half_the_range() -> None:
+    verdict = judge([plain(readout_cosine=c) for c in (0.6, 0.7, 0.8)], analytic=False)
+    axis = verdict.axis("I")
+    assert axis is not None
+    assert axis.value == pytest.approx(0.3)
+    assert axis.spread == pytest.approx(0.1)
+
+
+def test_thresholds_can_be_set() -> None:
+    assert judge(plain(), thresholds=Thresholds(informative_caution=0.5), analytic=False).label == "slow"
+
+
+def test_tail_factor_of_known_laws() -> None:
+    assert tail_factor(trunk(residual([2.0**i for i in range(9)]))) == pytest.approx(2.0)
+    assert tail_factor(trunk(residual([1.0 + i for i in range(9)]))) == pytest.approx((9 / 5) ** 0.25)

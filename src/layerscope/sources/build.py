@@ -1,0 +1,171 @@
+"""One door to every network: a source and a norm in, a module and what was done on the way out."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from layerscope import nets, norms
+from layerscope.errors import SourceError, SpecError, SwapError, did_you_mean
+from layerscope.sources import factories, zoo
+from layerscope.sources.rng import seeded
+from layerscope.spec import Spec
+from layerscope.surgery import SwapPlan, plan_swap
+
+AS_IS = "as is"
+"""The norm choice that changes nothing."""
+
+Source = str | nn.Module | Callable[..., Any]
+_ZOOS = {"timm": zoo.timm_network, "torchvision": zoo.torchvision_network}
+_FORMS = "a reference net, timm:name, torchvision:name, path/file.py:factory or package.module:factory"
+
+
+@dataclass(frozen=True)
+class Built:
+    """A network that was built, and what there is to know about it."""
+
+    module: nn.Module = field(repr=False)
+    label: str
+    """How reports name it: the source as the user wrote it, or the class name."""
+    norm: str
+    """The norm spec, or ``as is``."""
+    notes: tuple[str, ...] = ()
+    """What was adapted, refused or left alone."""
+    plan: SwapPlan | None = field(default=None, repr=False)
+    """The exchange that was made; None where the norm was built in."""
+
+
+def build(
+    source: Source,
+    norm: str | Spec | None = None,
+    *,
+    in_shape: Sequence[int] | None = None,
+    classes: int = 10,
+    seed: int = 0,
+) -> Built:
+    """A network with a norm choice, with weights drawn from ``seed``; the global generators stay as they are.
+
+    Reference nets, and factories whose signature has ``norm``, take the norm while they are built. Everything else
+    gets it by surgery, with one batch of ``in_shape`` run through to find what stands around each norm.
+
+    Args:
+        source: ``resnet56:skipinit=true``, ``timm:resnet18``, ``torchvision:resnet18``, ``path/file.py:factory``,
+            ``package.module:factory``, a module (a copy of it is changed, its weights are kept) or a callable. A
+            factory gets ``norm``, ``in_shape`` and ``classes`` if its signature names them.
+        norm: a norm spec; None or ``as is`` leaves the network as it is. Reference nets then have batch norm.
+        in_shape: shape of one sample, (channels, height, width). Named networks take (3, 32, 32) by default.
+        classes: outputs of the classifier.
+        seed: seed of the weights.
+
+    Raises:
+        SourceError: a network that cannot be found, imported or built, with the nearest known names.
+        SpecError: an unknown norm or network parameter.
+        MissingExtraError: timm or torchvision is needed and not installed.
+    """
+    spec = None if norm is None or str(norm).strip().lower() == AS_IS else norms.parse(norm)
+    shape = _shape(in_shape)
+    with seeded(seed):
+        if isinstance(source, str):
+            return _named(source.strip(), spec, shape, classes, seed)
+        if isinstance(source, nn.Module):
+            return _module(source, spec, shape)
+        if callable(source):
+            name = getattr(source, "__name__", type(source).__name__)
+            return _factory(source, name, spec, shape, classes)
+    raise SourceError(f"a network is {_FORMS}, a module or a callable; got {type(source).__name__}")
+
+
+def _named(text: str, spec: Spec | None, shape: tuple[int, ...] | None, classes: int, seed: int) -> Built:
+    head, _, rest = text.partition(":")
+    if head in _ZOOS:
+        made, notes = _ZOOS[head](rest, shape or (3, 32, 32), classes)
+        return _swapped(made, text, spec, shape or (3, 32, 32), notes)
+    if ".py" in text and (text.endswith(".py") or ".py:" in text):
+        return _factory(factories.from_file(text), text, spec, shape, classes)
+    if head.lower() not in nets.names() and rest and "=" not in rest:
+        if head.lower() in {"tim", "timm.models", "torch", "torchvision.models", "tv", "hf"}:
+            raise SourceError(f"{text!r}: {did_you_mean(head, _ZOOS)}")
+        return _factory(factories.from_package(text), text, spec, shape, classes)
+    try:
+        nets.parse(text)
+    except SpecError as error:
+        if head.lower() in nets.names():
+            raise
+        raise SourceError(f"no network {text!r}: expected {_FORMS}; {did_you_mean(head, nets.names())}") from error
+    module = nets.build(text, spec or "batch", in_shape=shape or (3, 32, 32), classes=classes, seed=seed)
+    return Built(module, text, AS_IS if spec is None else str(spec))
+
+
+def _module(source: nn.Module, spec: Spec | None, shape: tuple[int, ...] | None) -> Built:
+    label = type(source).__name__
+    if spec is None:
+        return Built(source, label, AS_IS)
+    try:
+        module = copy.deepcopy(source)
+    except Exception as error:
+        raise SourceError(
+            f"{label} cannot be copied ({type(error).__name__}: {error}), and surgery must not change yours: "
+            "pass a function that makes it instead"
+        ) from error
+    return _swapped(module, label, spec, shape, ["a copy, with the weights it had"])
+
+
+def _factory(
+    factory: Callable[..., Any], what: str, spec: Spec | None, shape: tuple[int, ...] | None, classes: int
+) -> Built:
+    offers: dict[str, Any] = {"classes": classes}
+    if spec is not None:
+        offers["norm"] = str(spec)
+    if shape is not None:
+        offers["in_shape"] = shape
+    module, taken = factories.call(factory, what, offers)
+    if spec is not None and "norm" in taken:
+        return Built(module, what, str(spec), ("the norm was handed to the factory",))
+    return _swapped(module, what, spec, shape, [])
+
+
+def _swapped(
+    module: nn.Module, label: str, spec: Spec | None, shape: tuple[int, ...] | None, notes: list[str]
+) -> Built:
+    if spec is None:
+        return Built(module, label, AS_IS, tuple(notes))
+    plan = None
+    if shape is not None:
+        try:
+            plan = plan_swap(module, spec, example=torch.randn(2, *shape))
+        except SwapError as error:
+            notes.append(f"planned without an example, because {error}")
+    plan = plan_swap(module, spec) if plan is None else plan
+    applied = plan.apply()
+    return Built(applied.model, label, str(spec), (*notes, *_told(plan)), plan)
+
+
+def _told(plan: SwapPlan) -> tuple[str, ...]:
+    notes = [] if plan.swapped else ["no norm was exchanged: this is the network as it is"]
+    if plan.refused:
+        reasons = {s.refused: s for s in reversed(plan.refused)}
+        first = plan.refused[0]
+        more = f" (and {len(reasons) - 1} other reason(s))" if len(reasons) > 1 else ""
+        notes.append(
+            f"{len(plan.refused)} of {len(plan.sites)} norms were left as they are, such as {first.path!r}: "
+            f"{first.refused}{more}"
+        )
+    adapted = [s for s in plan.swapped if "does not divide" in s.note]
+    if adapted:
+        example = next(part for part in adapted[0].note.split("; ") if "does not divide" in part)
+        notes.append(f"group counts were adapted at {len(adapted)} of {len(plan.swapped)} norms, such as: {example}")
+    return (*notes, *plan.notes)
+
+
+def _shape(in_shape: Sequence[int] | None) -> tuple[int, ...] | None:
+    if in_shape is None:
+        return None
+    shape = tuple(in_shape)
+    if not shape or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in shape):
+        raise SourceError(f"in_shape={in_shape!r} is not the shape of one sample, such as (3, 32, 32)")
+    return shape

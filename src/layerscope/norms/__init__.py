@@ -20,6 +20,7 @@ from layerscope._lazy import lazy
 
 if TYPE_CHECKING:
     from layerscope.norms.base import ChannelNorm as ChannelNorm
+    from layerscope.norms.base import ChannelsFirst1d as ChannelsFirst1d
     from layerscope.norms.base import NormInputError as NormInputError
     from layerscope.norms.batch import BatchNorm as BatchNorm
     from layerscope.norms.evonorm import EvoNormB0 as EvoNormB0
@@ -70,6 +71,7 @@ __getattr__, __dir__, __all__ = lazy(
         "nearest_divisor": "grouping",
         "ChannelNorm": "base",
         "NormInputError": "base",
+        "ChannelsFirst1d": "base",
         "BatchNorm": "batch",
         "GroupNorm": "group",
         "LayerNorm": "group",

@@ -103,3 +103,19 @@ class ChannelNorm(nn.Module):
     def extra_repr(self) -> str:
         """What ``repr`` shows."""
         return f"{self.channels}, eps={self.eps}, affine={self.weight is not None}"
+
+
+class ChannelsFirst1d(nn.Module):
+    """A layer of this package for sequences [N, C, L], which it would otherwise read as tokens [N, S, C].
+
+    The sequence is handed on as a map of width one; inputs of other ranks pass unchanged.
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, L], or anything the layer takes, to the same shape."""
+        y: Tensor = self.layer(x.unsqueeze(-1)).squeeze(-1) if x.ndim == 3 else self.layer(x)
+        return y

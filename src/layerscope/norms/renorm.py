@@ -49,7 +49,7 @@ class BatchRenorm(RunningNorm):
             shift = -self.running_mean.to(z.dtype) * scale
         else:
             running_mean, running_std = self.running_mean.clone(), torch.sqrt(self.running_var + self.eps)
-            share = (self.num_batches_tracked / max(self.ramp, 1)).clamp(max=1.0)
+            share = ((self.num_batches_tracked + (self.ramp == 0)) / max(self.ramp, 1)).clamp(max=1.0)
             mean, var = self.batch_moments(z)
             std = torch.sqrt(var + self.eps)
             rmax, dmax = 1 + (self.rmax - 1) * share, self.dmax * share

@@ -1,0 +1,53 @@
+"""Turning an exception inside a network into one sentence that names the layer."""
+
+from __future__ import annotations
+
+import re
+from types import TracebackType
+
+from torch import nn
+
+from layerscope.errors import ProbeError
+
+_HINTS = (
+    (
+        r"Expected more than 1 value per channel",
+        "batch statistics need more than one value per channel: a larger batch",
+    ),
+    (r"Expected more than 1 spatial element", "instance statistics need more than one position: use larger images"),
+    (
+        r"mat1 and mat2 shapes|to have \d+ channels|size mismatch|normalized_shape|Expected \dD|expected \dD",
+        "check x's shape",
+    ),
+    (r"expected scalar type|should be the same|same dtype", "check the dtypes of x and of the model"),
+    (r"smaller than kernel|too small|Kernel size can't be greater", "the images are too small for this network"),
+    (r"out of memory", "use a smaller batch or level='light'"),
+)
+
+
+def where(error: BaseException, model: nn.Module) -> str | None:
+    """Path and class of the innermost module of ``model`` whose code was running when ``error`` was raised."""
+    paths = {id(module): path for path, module in model.named_modules()}
+    found: tuple[str, nn.Module] | None = None
+    step: TracebackType | None = error.__traceback__
+    while step is not None:
+        owner = step.tb_frame.f_locals.get("self")
+        if isinstance(owner, nn.Module) and id(owner) in paths:
+            found = paths[id(owner)], owner
+        step = step.tb_next
+    if found is None:
+        return None
+    path, module = found
+    return f"{path!r} ({type(module).__name__})" if path else f"the root module ({type(module).__name__})"
+
+
+def blame(error: Exception, model: nn.Module, shape: tuple[int, ...], during: str) -> ProbeError:
+    """The :class:`ProbeError` to raise from ``error``."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    text = text if len(text) <= 300 else text[:297] + "..."
+    place = where(error, model)
+    hint = next((h for pattern, h in _HINTS if re.search(pattern, text, re.IGNORECASE)), None)
+    return ProbeError(
+        f"the {during} pass failed{f' in {place}' if place else ''}: {type(error).__name__}: {text}; "
+        f"the input was {list(shape)}{f' - {hint}' if hint else ''}"
+    )

@@ -1,0 +1,133 @@
+"""Where to look: the modules whose outputs are recorded, and the role each one plays."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+
+from layerscope.errors import ProbeError, did_you_mean
+from layerscope.probe.records import Role
+
+_BLOCK = re.compile(r"block|bottleneck|residual|(encoder|decoder|dense)?layer$", re.IGNORECASE)
+_NOT_BLOCK = re.compile(r"norm|scale|pool|embed|modulelist|moduledict", re.IGNORECASE)
+_OWN_ACTIVATION = re.compile(r"evonorm|normact|filterresponse.*tlu|frn.*tlu", re.IGNORECASE)
+_NORM = re.compile(r"norm|frn|whiten|^grn|dyt$|^derf|rescale", re.IGNORECASE)
+_ACTIVATION = re.compile(
+    r"relu|gelu|silu|swish|mish|elu$|sigmoid|tanh|softplus|softmax|tlu$|^act|activation|glu$", re.IGNORECASE
+)
+_POOL = re.compile(r"pool", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One module to watch."""
+
+    path: str
+    module: nn.Module
+    role: Role
+    block: str | None
+    """Path of the innermost block around it (not itself)."""
+    is_leaf: bool
+
+    @property
+    def kind(self) -> str:
+        """Class name."""
+        return type(self.module).__name__
+
+
+def role_of(module: nn.Module) -> Role:
+    """What a module does, by class first and by class name for classes torch does not know."""
+    name = type(module).__name__
+    if isinstance(module, nn.MultiheadAttention):
+        return "attention"
+    if isinstance(module, _ConvNd):
+        return "conv"
+    if isinstance(module, nn.Linear | nn.Bilinear):
+        return "linear"
+    if _OWN_ACTIVATION.search(name):
+        return "activation"
+    if isinstance(module, _NormBase | nn.GroupNorm | nn.LayerNorm | nn.LocalResponseNorm) or _NORM.search(name):
+        return "norm"
+    if _ACTIVATION.search(name) or type(module).__module__ == "torch.nn.modules.activation":
+        return "activation"
+    if _POOL.search(name):
+        return "pool"
+    if re.search(r"conv", name, re.IGNORECASE):
+        return "conv"
+    if re.search(r"linear|dense", name, re.IGNORECASE):
+        return "linear"
+    return "other"
+
+
+def is_block(module: nn.Module) -> bool:
+    """Whether the class name says that this is a repeated (residual) block of the network."""
+    name = type(module).__name__
+    return _has_children(module) and bool(_BLOCK.search(name)) and not _NOT_BLOCK.search(name)
+
+
+def find_points(
+    model: nn.Module, *, select: Sequence[str] | None = None, blocks: Sequence[str] | None = None
+) -> list[Point]:
+    """The modules to record, in the order of ``named_modules``.
+
+    Args:
+        model: any module.
+        select: glob patterns of module paths; only these are recorded. None: leaf modules and blocks.
+        blocks: glob patterns of module paths to treat as blocks. None: by class name.
+
+    Raises:
+        ProbeError: a pattern that matches no module.
+    """
+    named = {path or type(model).__name__: module for path, module in model.named_modules()}
+    for pattern in (*(select or ()), *(blocks or ())):
+        if not any(fnmatchcase(path, pattern) for path in named):
+            raise ProbeError(f"no module path matches {pattern!r}: {did_you_mean(pattern, named)}")
+    points: list[Point] = []
+    enclosing: dict[str, str | None] = {}
+    inside_leaf: list[str] = []
+    for path, module in model.named_modules():
+        name = path or type(model).__name__
+        around = enclosing.get(path.rpartition(".")[0]) if path else None
+        block = _matches(name, blocks) if blocks is not None else is_block(module)
+        enclosing[path] = name if block else around
+        if any(path.startswith(prefix) for prefix in inside_leaf):
+            continue
+        leaf = not _has_children(module) or isinstance(module, nn.MultiheadAttention)
+        if isinstance(module, nn.MultiheadAttention):
+            inside_leaf.append(f"{path}." if path else "")
+        elif "parametrizations" in module._modules:
+            inside_leaf.append(f"{path}.parametrizations." if path else "parametrizations.")
+        if type(module) is nn.ModuleDict or type(module) is nn.ModuleList:
+            continue
+        if _matches(name, select) if select is not None else leaf or block:
+            points.append(Point(name, module, "block" if block else role_of(module), around, leaf))
+    return points
+
+
+def _has_children(module: nn.Module) -> bool:
+    return any(child is not None for name, child in module._modules.items() if name != "parametrizations")
+
+
+def _matches(path: str, patterns: Sequence[str] | None) -> bool:
+    return any(fnmatchcase(path, pattern) for pattern in patterns or ())
+
+
+def role_of_function(name: str) -> Role:
+    """What a torch function does, by its name."""
+    if re.fullmatch(r"conv(_transpose)?\dd", name):
+        return "conv"
+    if name == "linear":
+        return "linear"
+    if name.endswith("_norm"):
+        return "norm"
+    if name == "scaled_dot_product_attention":
+        return "attention"
+    if "pool" in name:
+        return "pool"
+    return "activation" if _ACTIVATION.search(name) else "op"

@@ -1,0 +1,72 @@
+"""The classifier input: what the last linear layer on the output path is given."""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+
+@dataclass(frozen=True)
+class Head:
+    """One call of a linear layer that returned [N, K]."""
+
+    path: str
+    features: Tensor
+    """[N, D] its input."""
+    version: int
+    output: weakref.ref[Tensor]
+    position: int
+    """How many call sites had been recorded when it ran."""
+
+
+class Readout:
+    """Context manager that remembers the inputs of the last few linear layers with one output row per sample.
+
+    It holds references, no copies: autograd keeps these small matrices alive anyway.
+    """
+
+    def __init__(self, model: nn.Module, position: Callable[[], int] = lambda: 0) -> None:
+        self._linears = [
+            (path or type(model).__name__, m) for path, m in model.named_modules() if isinstance(m, nn.Linear)
+        ]
+        self._position = position
+        self._handles: list[RemovableHandle] = []
+        self.heads: deque[Head] = deque(maxlen=8)
+
+    def __enter__(self) -> Readout:
+        self._handles = [m.register_forward_hook(self._hook(path)) for path, m in self._linears]
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self.heads.clear()
+
+    def start(self) -> None:
+        """Forget the pass before."""
+        self.heads.clear()
+
+    def _hook(self, path: str) -> Callable[[nn.Module, Any, Any], None]:
+        def on_forward(module: nn.Module, args: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and output.ndim == 2 and args and isinstance(args[0], Tensor):
+                features = args[0].detach()
+                head = Head(path, features, features._version, weakref.ref(output), self._position())
+                self.heads.append(head)
+
+        return on_forward
+
+    def classifier(self, output: Tensor) -> Head | None:
+        """The linear layer whose result is ``output``, else the last one; None where none ran on [N, D] features."""
+        rows = [h for h in self.heads if len(h.features) == len(output) and h.features._version == h.version]
+        direct = [h for h in rows if (made := h.output()) is not None and made.data_ptr() == output.data_ptr()]
+        found = direct or rows
+        return found[-1] if found else None

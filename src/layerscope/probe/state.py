@@ -1,0 +1,92 @@
+"""Everything a probing run could change in a network or its process, saved before and put back after.
+
+Saved: parameters and buffers (values and identity), plain tensors and scalars that modules keep as attributes (a
+counter, a running estimate), ``training`` flags, ``requires_grad``, ``.grad``, and the states of the random number
+generators of Python, NumPy (if loaded), the CPU and the CUDA devices in use. A tensor whose values did not change is
+not written to, so that an autograd graph the caller still holds stays valid.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+_SCALARS = (bool, int, float, complex, str, bytes, type(None))
+
+
+@contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """Restore ``model`` and all random generators on leaving, also after an exception."""
+    generators = _Generators(model)
+    modules = [_Saved(module) for module in model.modules()]
+    grads = [(p, p.grad, p.requires_grad) for p in model.parameters()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for saved in modules:
+                saved.restore()
+            for parameter, grad, requires_grad in grads:
+                if parameter.grad is not grad:
+                    parameter.grad = grad
+                if parameter.requires_grad != requires_grad:
+                    parameter.requires_grad_(requires_grad)
+        generators.restore()
+
+
+class _Saved:
+    """One module's own state, without its children's."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.tensors: list[tuple[dict[str, Any], str, Tensor | None, Tensor | None]] = [
+            (table, name, tensor, None if tensor is None else tensor.detach().clone())
+            for table in (cast("dict[str, Any]", module._parameters), cast("dict[str, Any]", module._buffers))
+            for name, tensor in table.items()
+        ]
+        # Written through __dict__: an attribute may have a setter, and a module may override __setattr__.
+        self.attributes: dict[str, Any] = {}
+        for name, value in vars(module).items():
+            if isinstance(value, _SCALARS):
+                self.attributes[name] = value
+            elif isinstance(value, Tensor):
+                self.tensors.append((vars(module), name, value, value.detach().clone()))
+        self.names = frozenset(vars(module))
+
+    def restore(self) -> None:
+        own = vars(self.module)
+        for name in own.keys() - self.names:
+            del own[name]
+        own.update(self.attributes)
+        for table, name, tensor, copy in self.tensors:
+            table[name] = tensor
+            if tensor is not None and copy is not None and not _same(tensor, copy):
+                tensor.data = copy if tensor.shape != copy.shape else tensor.data.copy_(copy)
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b)
+
+
+class _Generators:
+    def __init__(self, model: nn.Module) -> None:
+        self.python = random.getstate()
+        numpy = sys.modules.get("numpy")
+        self.numpy = None if numpy is None else (numpy.random, numpy.random.get_state())
+        self.cpu = torch.get_rng_state()
+        devices = {t.device for t in (*model.parameters(), *model.buffers()) if t.device.type == "cuda"}
+        self.cuda = [(device, torch.cuda.get_rng_state(device)) for device in devices]
+
+    def restore(self) -> None:
+        random.setstate(self.python)
+        if self.numpy is not None:
+            self.numpy[0].set_state(self.numpy[1])
+        torch.set_rng_state(self.cpu)
+        for device, state in self.cuda:
+            torch.cuda.set_rng_state(state, device)

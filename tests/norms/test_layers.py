@@ -313,7 +313,7 @@ def test_dyt_and_derf() -> None:
     x, dyt, derf = maps(), randomized(norms.build("dyt:alpha=0.7", 8)), randomized(norms.build("derf", 8))
     close(dyt(x), col(dyt.weight) * torch.tanh(dyt.alpha * x) + col(dyt.bias))
     close(derf(x), col(derf.weight) * torch.erf(derf.alpha * x + derf.shift) + col(derf.bias))
-    assert float(norms.build("dyt:alpha=0.7", 8).alpha) == pytest.approx(0.7)
+    assert norms.build("dyt:alpha=0.7", 8).alpha.item() == pytest.approx(0.7)
 
 
 def test_proxy_recentres_what_it_would_see_from_a_normal_channel() -> None:

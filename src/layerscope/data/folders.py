@@ -139,12 +139,11 @@ def _read_image(path: Path, size: int) -> NDArray[np.uint8]:
 
 def _load_npz(file: Path, split: str) -> tuple[NDArray[Any], NDArray[Any]]:
     try:
-        with np.load(file, allow_pickle=False) as stored:
-            if not isinstance(stored, np.lib.npyio.NpzFile):
-                raise DataError(f"{file} is a single array; expected an .npz file with x and y")
+        # Opened here, because numpy leaves the file open when the archive is broken.
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as stored:
             arrays = {key: stored[key] for key in ("x", "y", "x_test", "y_test") if key in stored.files}
             names = stored.files
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         raise DataError(f"{file} is not a readable .npz file ({error})") from None
     if "x" not in arrays or "y" not in arrays:
         raise DataError(f"{file} holds {', '.join(names) or 'nothing'}; expected arrays named x and y")

@@ -60,7 +60,7 @@ def _line(entry: Entry, width: int) -> str:
 
 
 def _details(entry: Entry) -> str:
-    lines = [f"{entry.name}: {entry.summary}"]
+    lines = textwrap.wrap(f"{entry.name}: {entry.summary}", _WIDTH, subsequent_indent="  ")
     for setting in entry.settings:
         choices = f" ({', '.join(setting.choices)})" if setting.choices else ""
         lines += textwrap.wrap(

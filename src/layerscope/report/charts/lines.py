@@ -1,0 +1,131 @@
+"""Curves with bands, rings and names at their ends."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from layerscope.report.charts.frame import WIDE, EndLabel, end_labels, percent, stretched
+from layerscope.report.looks import TONES, Look, dashes
+from layerscope.report.markup import Html, el, join
+from layerscope.report.scales import Scale
+
+
+@dataclass(frozen=True)
+class Line:
+    """One named series. ``None`` and NaN are drawn as gaps, infinities at the plot's edge."""
+
+    name: str
+    values: Sequence[float | None]
+    low: Sequence[float | None] | None = None
+    """Lower and upper edge of a band around the line, such as the range over seeds."""
+    high: Sequence[float | None] | None = None
+    tone: str = ""
+    """CSS class that gives the colour; empty takes the next tone of the palette."""
+    look: Look | None = None
+    """Shape before the name."""
+    mark: int | None = None
+    """Index of the value to draw a ring around."""
+
+
+def with_tones(lines: Sequence[Line]) -> list[str]:
+    """The tone of each line."""
+    return [line.tone or TONES[i % len(TONES)] for i, line in enumerate(lines)]
+
+
+def even(count: int) -> list[float]:
+    """Middles of ``count`` columns of equal width, as places between 0 and 1."""
+    return [(i + 0.5) / count for i in range(count)]
+
+
+def draw_lines(lines: Sequence[Line], scale: Scale, height: int, places: Sequence[float], named: bool = True) -> Html:
+    """All lines over the same places: bands below, then curves, then rings and names."""
+    tones = with_tones(lines)
+    patterns = dashes(tones)
+    bands, curves, marks, ends = [], [], [], []
+    for key, (line, tone, pattern) in enumerate(zip(lines, tones, patterns, strict=True)):
+        ys = [scale.at(v) for v in line.values]
+        if line.low is not None and line.high is not None:
+            band = area(places, [scale.at(v) for v in line.low], [scale.at(v) for v in line.high], height)
+            if band:
+                bands.append(el("path", class_=f"ls-band {tone}", data_c=key, d=band))
+        curve, dots = trace(places, ys, height)
+        if curve:
+            curves.append(el("path", class_=f"ls-line {tone}", data_c=key, stroke_dasharray=pattern, d=curve))
+        if dots:
+            curves.append(el("path", class_=f"ls-line ls-dot {tone}", data_c=key, d=dots))
+        marks.append(_marks(line, ys, places, height, tone, key))
+        last = next(((x, y) for x, y in zip(reversed(places), reversed(ys), strict=True) if y is not None), None)
+        if last:
+            ends.append(EndLabel(line.name, round(height * (1 - last[1]), 1), tone, key, line.look))
+    return join([stretched(height, *bands, *curves), *marks, end_labels(ends, height) if named else ""])
+
+
+def _marks(
+    line: Line, ys: Sequence[float | None], places: Sequence[float], height: int, tone: str, key: int
+) -> Html:
+    """A ring at ``line.mark`` and an infinity sign where the first infinite value stands."""
+    parts = []
+    if line.mark is not None and ys[line.mark] is not None:
+        y = round(height * (1 - (ys[line.mark] or 0.0)), 1)
+        parts.append(el("circle", class_=f"ls-ring {tone}", data_c=key, cx=percent(places[line.mark]), cy=y, r=4.5))
+    endless = next((i for i, v in enumerate(line.values) if v is not None and math.isinf(v)), None)
+    if endless is not None:
+        above = (line.values[endless] or 0.0) > 0
+        parts.append(
+            el("text", "∞" if above else "−∞", class_=f"ls-inf {tone}", data_c=key, x=percent(places[endless]),
+               y=-3 if above else height + 12)
+        )  # fmt: skip
+    return join(parts)
+
+
+def trace(places: Sequence[float], ys: Sequence[float | None], height: int) -> tuple[str, str]:
+    """SVG paths for the runs of at least two points, and for the points that stand alone."""
+    runs, dots = [], []
+    for run in _runs(ys):
+        points = [_point(places[i], ys[i] or 0.0, height) for i in run]
+        if len(points) == 1:
+            dots.append(f"M{points[0][0]} {points[0][1]}h0")
+        else:
+            runs.append(_polyline(points))
+    return "".join(runs), "".join(dots)
+
+
+def area(
+    places: Sequence[float], low: Sequence[float | None], high: Sequence[float | None], height: int
+) -> str:
+    """SVG path of the area between two series, where both have a value."""
+    both = [None if a is None or b is None else b for a, b in zip(low, high, strict=True)]
+    if both == [None if a is None or b is None else a for a, b in zip(low, high, strict=True)]:
+        return ""
+    parts = []
+    for run in _runs(both):
+        over = [_point(places[i], high[i] or 0.0, height) for i in run]
+        under = [_point(places[i], low[i] or 0.0, height) for i in reversed(run)]
+        if len(run) > 1:
+            parts.append(_polyline(over + under) + "z")
+    return "".join(parts)
+
+
+def _runs(ys: Sequence[float | None]) -> Iterator[list[int]]:
+    """Indices of neighbouring values, one list for each stretch between gaps."""
+    run: list[int] = []
+    for i, y in enumerate(ys):
+        if y is not None:
+            run.append(i)
+        elif run:
+            yield run
+            run = []
+    if run:
+        yield run
+
+
+def _point(place: float, y: float, height: int) -> tuple[int, int]:
+    return round(WIDE * place), round(2 * height * (1 - y))
+
+
+def _polyline(points: Sequence[tuple[int, int]]) -> str:
+    """Absolute start and relative steps: half the bytes of absolute coordinates."""
+    steps = " ".join(f"{x1 - x0} {y1 - y0}" for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False))
+    return f"M{points[0][0]} {points[0][1]}l" + steps.replace(" -", "-")

@@ -1,0 +1,112 @@
+"""Points with names, and a line through some of them: a trade-off, a Pareto front."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from layerscope.report import numbers
+from layerscope.report.charts.frame import LABEL_GAP, Guide, clip, percent, plot, spread_out, stretched, y_axis
+from layerscope.report.charts.lines import trace
+from layerscope.report.charts.tables import numbers_table
+from layerscope.report.looks import TONES, Look, glyph
+from layerscope.report.markup import Html, el, join
+from layerscope.report.scales import Kind, Scale, fit
+
+
+@dataclass(frozen=True)
+class Point:
+    """One named point."""
+
+    name: str
+    x: float
+    y: float
+    tone: str = ""
+    look: Look | None = None
+
+
+def scatter(
+    points: Sequence[Point],
+    *,
+    x_kind: Kind = "linear",
+    y_kind: Kind = "linear",
+    x_title: str = "",
+    y_title: str = "",
+    path: Sequence[int] = (),
+    y_guides: Sequence[Guide] = (),
+    write_x: Callable[[float | None], str] = numbers.short,
+    write_y: Callable[[float | None], str] = numbers.short,
+    height: int = 320,
+) -> Html:
+    """Points in the plane, each with its name beside it.
+
+    Args:
+        points: what to draw; a point without a place (NaN, negative on a log axis) is only in the table.
+        x_kind: horizontal scale.
+        y_kind: vertical scale.
+        x_title: what runs to the right.
+        y_title: what runs upward.
+        path: indices of points to join by a line, in this order.
+        y_guides: horizontal lines that say what a value means.
+        write_x: how an x is written in the table.
+        write_y: how a y is written in the table.
+        height: pixels.
+    """
+    across, up = fit(x_kind, [p.x for p in points]), fit(y_kind, [p.y for p in points])
+    placed = {k: (x, y) for k, p in enumerate(points) if (x := across.at(p.x)) is not None and (y := up.at(p.y)) is not None}
+    joined = [k for k in path if k in placed]
+    line, _ = trace([placed[k][0] for k in joined], [placed[k][1] for k in joined], height)
+    names = _names(points, placed, height)
+    picture = plot(
+        height + 40,
+        y_axis(up, height, y_guides),
+        x_axis(across, height, x_title),
+        stretched(height, el("path", d=line, class_="ls-line ls-path")) if line else "",
+        *(_point(points[k], k, place, names[k], height) for k, place in placed.items()),
+        label=f"{y_title} against {x_title} for " + ", ".join(p.name for p in points),
+    )
+    rows = [(p.name, "", [write_x(p.x), write_y(p.y)]) for p in points]
+    heading = el("p", y_title, class_="ls-y-title") if y_title else ""
+    return join([heading, el("div", picture, class_="ls-frame", style="--right:16"), numbers_table([x_title, y_title], rows)])
+
+
+def x_axis(scale: Scale, height: int, title: str = "") -> Html:
+    """Values below the plot, and what they are."""
+    parts = []
+    for value, text in scale.ticks(8):
+        place = percent(scale.at(value) or 0.0)
+        parts.append(el("line", class_="ls-tickmark", x1=place, x2=place, y1=height, y2=height + 4))
+        parts.append(el("text", text, class_="ls-x-tick", x=place, y=height + 16))
+    if title:
+        parts.append(el("text", f"{title} →", class_="ls-x-title", x="100%", y=height + 33))
+    return join([el("line", class_="ls-base", x2="100%", y1=height, y2=height), *parts])
+
+
+def _names(points: Sequence[Point], placed: dict[int, tuple[float, float]], height: int) -> dict[int, float]:
+    """Heights of the names in pixels, moved apart among points that stand above one another."""
+    found = {k: height * (1 - y) for k, (_, y) in placed.items()}
+    near: list[list[int]] = []
+    for k in sorted(placed, key=lambda k: placed[k][0]):
+        # A name is about a sixth of the plot wide: closer points would write over each other.
+        home = next((g for g in near if placed[k][0] - placed[g[0]][0] < 0.16), None)
+        if home is None:
+            near.append([k])
+        else:
+            home.append(k)
+    for group in near:
+        places = spread_out([found[k] for k in group], LABEL_GAP - 1, 6, height - 6)
+        found.update(zip(group, places, strict=True))
+    return found
+
+
+def _point(point: Point, key: int, place: tuple[float, float], name_y: float, height: int) -> Html:
+    x, y = place[0], round(height * (1 - place[1]), 1)
+    tone = point.tone or TONES[key % len(TONES)]
+    shape = (
+        el("svg", glyph(point.look), x=-6, y=y - 6, width=12, height=12)
+        if point.look
+        else el("circle", cy=y, r=4.5, class_="ls-point")
+    )
+    leader = el("path", d=f"M6 {y}L13 {name_y:.1f}", class_="ls-lead") if abs(name_y - y) > 3 else ""
+    name = el("text", clip(point.name), class_="ls-name", x=15 if leader else 11, y=round(name_y, 1), dy=".35em")
+    return el("svg", leader, shape, name, x=percent(x), overflow="visible", class_=tone, data_c=key)

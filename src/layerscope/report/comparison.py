@@ -1,0 +1,72 @@
+"""A comparison as HTML: who trains, why, and where along the layers it shows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from layerscope.report import explain, numbers
+from layerscope.report.frontier import frontier
+from layerscope.report.looks import LABEL_LOOKS
+from layerscope.report.markup import Html, el, join
+from layerscope.report.pictures import Pictures, Subject
+from layerscope.report.verdicts import verdict_rows
+from layerscope.verdict.types import LABELS, Choice, Comparison, Label
+
+#: What a label says of training, after a list of names.
+SAYS: dict[Label, str] = {
+    "healthy": "should train well",
+    "slow": "will train slowly",
+    "very slow": "will train very slowly",
+    "unstable": "will be unstable at a normal learning rate",
+    "fails": "will fail",
+    "unknown": "could not be judged",
+}
+
+
+def title(result: Comparison) -> str:
+    """One line that says what was compared."""
+    count = len(result.choices)
+    return result.source if count == 1 else f"{result.source}: {count} normalization choices"
+
+
+def fragment(result: Comparison) -> Html:
+    """The whole report, without page and title."""
+    choices = result.ranking()
+    pictures = Pictures([Subject.of(c) for c in choices])
+    figures = pictures.figures()
+    return join(
+        [
+            el("p", lead(choices), class_="ls-lede"),
+            el("p", facts(result), class_="ls-facts"),
+            verdict_rows(choices, pictures),
+            *(figures or [el("p", "No layer was measured, so there is nothing to draw.", class_="ls-facts")]),
+            frontier(choices),
+            explain.how_to_read(),
+            explain.what_it_cannot_tell(),
+            explain.repeat(result.command, result.versions),
+        ]
+    )
+
+
+def lead(choices: Sequence[Choice]) -> Html:
+    """The result in one sentence: for each label that occurs, best first, who has it."""
+    parts = []
+    for label in LABELS:
+        names = [el("code", c.norm) for c in choices if c.verdict.label == label]
+        if names:
+            listed = join([join(names[:-1], ", "), " and ", names[-1]]) if len(names) > 1 else names[0]
+            parts.append(join([listed, " ", el("b", SAYS[label], class_=LABEL_LOOKS[label].tone)]))
+    return join([join(parts, "; "), "."]) if parts else Html("Nothing was compared.")
+
+
+def facts(result: Comparison) -> str:
+    """What was probed, in one line."""
+    seeds = ", ".join(map(str, result.seeds))
+    parts = [
+        f"data {result.data}" if result.data else "",
+        f"batch size {result.batch_size}",
+        f"input {numbers.shape(result.in_shape)}" if result.in_shape else "",
+        f"seed{'s' if len(result.seeds) > 1 else ''} {seeds}" if seeds else "",
+        f"nothing was trained: one forward and one backward pass each, {numbers.seconds(result.seconds)} in all",
+    ]
+    return " · ".join(p for p in parts if p)

@@ -1,0 +1,63 @@
+"""Numbers as people read them: three digits, powers of ten where needed, a dash for what was not measured."""
+
+from __future__ import annotations
+
+import math
+
+MISSING = "–"
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def short(value: float | None, digits: int = 3) -> str:
+    """``value`` to ``digits`` significant digits in at most about eight characters.
+
+    >>> short(1.4e17), short(0.98765), short(25.04), short(None), short(float("inf"))
+    ('1.4e17', '0.988', '25', '–', 'inf')
+    """
+    if value is None:
+        return MISSING
+    if not math.isfinite(value):
+        return "NaN" if math.isnan(value) else ("inf" if value > 0 else "-inf")
+    if value == 0:
+        return "0"
+    size = abs(value)
+    if size >= 10 ** (digits + 1) or size < 1e-3:
+        mantissa, exponent = f"{value:.{max(digits - 2, 0)}e}".split("e")
+        return f"{mantissa}e{int(exponent)}"
+    text = f"{value:.{max(digits - 1 - math.floor(math.log10(size)), 0)}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def cosine(value: float | None) -> str:
+    """A cosine: two digits, three where it is close to 1 and the third one matters."""
+    if value is None or not math.isfinite(value):
+        return short(value)
+    if value >= 0.9995:
+        return f"{value:.5f}".rstrip("0").rstrip(".") if value < 0.999995 else "1.000"
+    return f"{value:.3f}" if value >= 0.9 else f"{value:.2f}"
+
+
+def times(value: float | None) -> str:
+    """A factor: ``×1.16``, ``×1.4e9``."""
+    return short(value) if value is None or math.isnan(value) else "×" + short(value)
+
+
+def power(exponent: int) -> str:
+    """A power of ten for an axis: ``0.1``, ``1``, ``100``, ``10⁹``."""
+    if -2 <= exponent <= 3:
+        return f"{10.0**exponent:g}"
+    return "10" + str(exponent).translate(_RAISED)
+
+
+def seconds(value: float) -> str:
+    """A duration: ``0.4 s``, ``43 s``, ``3 min 20 s``."""
+    if value < 10:
+        return f"{value:.1f} s"
+    if value < 90:
+        return f"{value:.0f} s"
+    return f"{value // 60:.0f} min {value % 60:.0f} s"
+
+
+def shape(dims: tuple[int, ...]) -> str:
+    """``(3, 32, 32)`` as ``3×32×32``."""
+    return "×".join(str(d) for d in dims)

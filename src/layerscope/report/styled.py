@@ -1,0 +1,98 @@
+"""Text for a terminal as lines of styled pieces: the same layout with colour and without."""
+
+from __future__ import annotations
+
+import textwrap
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+#: Width that every report in text keeps to.
+WIDTH = 80
+
+#: What our own sentences use, in letters that every terminal has.
+_ASCII = str.maketrans({
+    "×": "x", "·": "*", "±": "+/-", "→": "->", "←": "<-", "≥": ">=", "≤": "<=", "–": "-", "—": "-", "…": "...", "’": "'",
+    "“": '"', "”": '"', "ν": "nu", "²": "^2", "∞": "inf", "÷": "/", "≈": "~", "\u00a0": " ",
+})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Text and the style (rich's words, such as ``bold red``) it has on a colour terminal."""
+
+    text: str
+    style: str = ""
+
+
+@dataclass
+class Lines:
+    """Lines of pieces, in ASCII and at most ``WIDTH`` characters wide."""
+
+    lines: list[tuple[Piece, ...]] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        return "\n".join("".join(p.text for p in line).rstrip() for line in self.lines)
+
+    def add(self, *pieces: str | Piece) -> None:
+        """One line; what does not fit is cut off."""
+        room, kept = WIDTH, []
+        for piece in pieces:
+            piece = Piece(piece) if isinstance(piece, str) else piece
+            text = ascii_only(piece.text)[:room]
+            room -= len(text)
+            kept.append(Piece(text, piece.style))
+        self.lines.append(tuple(kept))
+
+    def paragraph(self, text: str, *, first: str = "", rest: str | None = None, style: str = "") -> None:
+        """Wrapped text; ``first`` stands before the first line, ``rest`` before the others."""
+        first, rest = ascii_only(first), ascii_only(first if rest is None else rest)
+        wrapped = textwrap.wrap(
+            ascii_only(" ".join(text.split())), WIDTH, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False
+        )
+        for line in wrapped:
+            self.lines.append((Piece(line, style),))
+
+    def table(self, header: Sequence[str], rows: Iterable[Sequence[str | Piece]], *, left: int = 1) -> None:
+        """Columns as wide as they need, the first ``left`` of them flush left, squeezed from the left if too wide."""
+        body = [[Piece(c) if isinstance(c, str) else c for c in row] for row in rows]
+        body = [[Piece(ascii_only(c.text), c.style) for c in row] for row in body]
+        widths = [max(map(len, (h, *(r[i].text for r in body)))) for i, h in enumerate(header)]
+        excess = sum(widths) + 2 * (len(widths) - 1) - WIDTH
+        for i in range(len(widths)):
+            cut = min(max(excess, 0), max(widths[i] - max(8, len(header[i])), 0))
+            widths[i], excess = widths[i] - cut, excess - cut
+
+        def place(piece: Piece, i: int) -> Piece:
+            text = squeeze(piece.text, widths[i])
+            text = text.ljust(widths[i]) if i < left else text.rjust(widths[i])
+            return Piece(text + ("  " if i < len(widths) - 1 else ""), piece.style)
+
+        self.add(*(place(Piece(h, "dim"), i) for i, h in enumerate(header)))
+        for row in body:
+            self.add(*(place(piece, i) for i, piece in enumerate(row)))
+
+
+def squeeze(text: str, width: int) -> str:
+    """``text`` in ``width`` characters: both ends kept, ``..`` for what is left out between them.
+
+    >>> squeeze("stage3.blocks.8.conv2", 12)
+    'stage3..onv2'
+    """
+    if len(text) <= width:
+        return text
+    head = (width - 2 + 1) // 2
+    return text[:head] + ".." + text[len(text) - (width - 2 - head) :]
+
+
+def ascii_only(text: str) -> str:
+    """``text`` in ASCII: known signs by their names, accents dropped, anything else escaped as ``\\xe9``.
+
+    Line breaks and control characters become spaces: a name must not move the cursor.
+
+    >>> ascii_only("×2 → café")
+    'x2 -> cafe'
+    """
+    text = unicodedata.normalize("NFKD", text.translate(_ASCII))
+    text = "".join(c if c.isprintable() or c in "\ud800\udfff" else " " for c in text if not unicodedata.combining(c))
+    return text.encode("ascii", "backslashreplace").decode("ascii")

@@ -21,6 +21,9 @@ STANDARD_NORMS = ("none", "batch", "layer", "instance", "group:size=8", "frn", "
 
 AS_IS = "as is"
 
+#: Similarity between samples is not worth stating on fewer.
+FEWEST_SAMPLES = 32
+
 
 def compare(
     source: str | nn.Module | Callable[..., nn.Module],
@@ -28,7 +31,7 @@ def compare(
     data: Any = "digits",
     *,
     batch_size: int = 32,
-    chunks: int = 1,
+    chunks: int | None = None,
     seeds: int | Iterable[int] = 1,
     classes: int | None = None,
     level: Level = "standard",
@@ -48,7 +51,7 @@ def compare(
         norm: one or several norm specs (``"group:size=8"``); ``"as is"`` leaves the network alone.
         data: a data set's name, a ``Dataset``, an ``(x, y)`` pair of tensors, or an iterable of such pairs.
         batch_size: the batch size that you will train with: what BatchNorm sees.
-        chunks: batches of that size to average over.
+        chunks: batches of that size to average over. None: as many as make 32 samples.
         seeds: how many seeds (0, 1, ...), or which ones. A module object has one: its own weights.
         classes: number of outputs for networks built by name; taken from the data when left out.
         level: ``light``, ``standard`` or ``deep`` (see ``layerscope.profile``).
@@ -70,7 +73,9 @@ def compare(
     started = time.perf_counter()
     wanted = _checked(norm)
     seed_list = _seeds(seeds, source)
-    x, y, name, found_classes = _batch(data, batch_size * chunks)
+    if batch_size < 1 or (chunks is not None and chunks < 1):
+        raise LayerscopeError(f"batch_size and chunks must be at least 1; got {batch_size} and {chunks}")
+    x, y, name, found_classes = _batch(data, batch_size * (chunks or -(-FEWEST_SAMPLES // batch_size)))
     outputs = classes or found_classes
     shape = tuple(x.shape[1:])
     label = source if isinstance(source, str) else getattr(source, "__name__", type(source).__name__)
@@ -89,6 +94,7 @@ def compare(
                     profile = probe.profile(
                         built.module.to(device), (x.to(device), y.to(device)), level=level, loss=loss,
                         batch_size=batch_size, output=output, seed=seed, source=label, norm=spec,
+                        batch_noise=level != "light",
                     )  # fmt: skip
                     profiles.append(profile)
             except LayerscopeError as error:

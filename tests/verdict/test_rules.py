@@ -19,7 +19,7 @@ from layerscope.verdict.trunk import trunk
 
 def block(index: int, ms: float, *, cosine: float = 0.5, grad: float = 1.0, channels: int = 16) -> LayerRecord:
     return LayerRecord(index, f"blocks.{index}", "ResidualBlock", "block", "conv", (32, channels, 8, 8),
-                       ms=ms, cosine=cosine, grad_scaled=grad)  # fmt: skip
+                       ms=ms, cosine=cosine, grad_scaled=grad, residual=True)  # fmt: skip
 
 
 def conv(index: int, *, grad: float = 1.0) -> LayerRecord:

@@ -22,8 +22,8 @@ class ProbeOptions:
     """A data set (see `layerscope data`), such as digits:size=16."""
     batch_size: int = 32
     """The batch size you will train with: what BatchNorm sees."""
-    chunks: int = 1
-    """Batches of that size to average over."""
+    chunks: int | None = None
+    """Batches of that size to average over; left out, as many as make 32 samples."""
     seeds: int = 1
     """How many random initializations to probe."""
     classes: int | None = None

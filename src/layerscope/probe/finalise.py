@@ -130,6 +130,7 @@ def average(
                 layout=trace.kept.layout,
                 shape=trace.shape,
                 feeds=inside,
+                residual=trace.residual,
                 dead_samples=int(values["dead_samples"]),
                 weight_norm=weight,
                 weight_grad=weight_grad,

@@ -34,6 +34,8 @@ class Point:
     block: str | None
     """Path of the innermost block around it (not itself)."""
     is_leaf: bool
+    is_candidate: bool = False
+    """A module with children that no class name calls a block: recorded as one if its output is a sum of two paths."""
 
     @property
     def kind(self) -> str:
@@ -105,8 +107,10 @@ def find_points(
             inside_leaf.append(f"{path}.parametrizations." if path else "parametrizations.")
         if type(module) is nn.ModuleDict or type(module) is nn.ModuleList:
             continue
-        if _matches(name, select) if select is not None else leaf or block:
-            points.append(Point(name, module, "block" if block else role_of(module), around, leaf))
+        candidate = blocks is None and not (leaf or block) and bool(path) and not isinstance(module, nn.Sequential)
+        if _matches(name, select) if select is not None else leaf or block or candidate:
+            role = "block" if block or candidate else role_of(module)
+            points.append(Point(name, module, role, around, leaf, candidate))
     return points
 
 

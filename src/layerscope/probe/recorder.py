@@ -18,6 +18,7 @@ from layerscope.probe.outputs import first_tensor
 from layerscope.probe.points import Point
 from layerscope.probe.records import Level, Role
 from layerscope.probe.reducers import Reduced, Scratch, plan, reduce_forward, reduce_gradient
+from layerscope.probe.residual import is_sum_of_paths
 
 
 @dataclass(slots=True)
@@ -33,6 +34,8 @@ class Trace:
     kept: Reduced
     grad: list[Tensor]
     """Empty, or one 0-d tensor; shared by call sites that return the same tensor."""
+    residual: bool = False
+    """The output is a sum of two paths."""
 
 
 class Recorder:
@@ -78,12 +81,22 @@ class Recorder:
     def _hook(self, point: Point) -> Callable[[nn.Module, Any, Any], None]:
         def on_forward(module: nn.Module, args: Any, output: Any) -> None:
             if self._watching:
-                self.record(point.path, point.kind, point.role, point.block, module, first_tensor(output))
+                out = first_tensor(output)
+                residual = point.role == "block" and out is not None and is_sum_of_paths(out)
+                if residual or not point.is_candidate:
+                    self.record(point.path, point.kind, point.role, point.block, module, out, residual)
 
         return on_forward
 
     def record(
-        self, path: str, kind: str, role: Role, block: str | None, module: nn.Module | None, out: Tensor | None
+        self,
+        path: str,
+        kind: str,
+        role: Role,
+        block: str | None,
+        module: nn.Module | None,
+        out: Tensor | None,
+        residual: bool = False,
     ) -> None:
         """Reduce ``out`` now. Identities and views of a tensor already read are not recorded again, blocks are."""
         if out is None or not out.is_floating_point():
@@ -97,7 +110,9 @@ class Recorder:
         self._calls[path] += 1
         name = path if self._calls[path] == 1 else f"{path}#{self._calls[path]}"
         if known is not None:
-            self.traces.append(Trace(name, kind, role, block, tuple(rows.shape), module, known.kept, known.grad))
+            self.traces.append(
+                Trace(name, kind, role, block, tuple(rows.shape), module, known.kept, known.grad, residual)
+            )
             return
         self.busy = True
         try:
@@ -108,7 +123,7 @@ class Recorder:
                 kept = self._reduce(module, role, rows)
         finally:
             self.busy = False
-        trace = Trace(name, kind, role, block, tuple(rows.shape), module, kept, [])
+        trace = Trace(name, kind, role, block, tuple(rows.shape), module, kept, [], residual)
         if out.requires_grad:
             grad = trace.grad
             out.register_hook(lambda g: grad.append(reduce_gradient(g)))  # type: ignore[no-untyped-call]  # torch does not annotate it

@@ -34,6 +34,8 @@ class LayerRecord:
     """Shape of the output, sample axis first."""
     feeds: str | None = None
     """For a norm or activation inside a known block: the block's path."""
+    residual: bool = False
+    """A block whose output is the sum of two paths, read off the autograd graph."""
 
     # forward (section 4 of the method: activation variance, second moment, pre-activation std)
     variance: float | None = None

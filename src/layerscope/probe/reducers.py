@@ -1,49 +1,24 @@
-"""What is computed on one tensor while it passes by: a handful of reductions along contiguous memory, then it is gone.
-
-Costs per tensor in reads of its memory: the two tables 2, cosine 1, 32-sample Gram matrix about 2, gradient norm 1.
-"""
+"""What is computed on one tensor while it passes by: a handful of reductions along contiguous memory, then it is gone."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from layerscope.probe.layouts import View
-from layerscope.probe.records import Layout, Level, Role
+from layerscope.probe.plans import Plan
+from layerscope.probe.records import Layout
 from layerscope.probe.summary import summarise
 from layerscope.quantities.moments import Tables
 
 SKETCH_VALUES = 4096
-GRAM_SAMPLES = 32
-GRAM_FEATURES = 16384
 #: Below this many positions the tables would be a sizeable copy of the tensor, so they are summarised at once.
 MIN_TABLE_POSITIONS = 8
-
-
-class Plan(NamedTuple):
-    """Which reductions a tensor gets."""
-
-    cosine: bool
-    gram_samples: int
-    """0: no Gram matrix."""
-    gram_features: int
-    sketch: bool
-    absmax: bool
-
-
-def plan(level: Level, role: Role) -> Plan:
-    """The reductions of one level for one role; Gram matrices and sketches only where signals are read off."""
-    outlet = role in ("activation", "block")
-    if level == "light":
-        return Plan(cosine=outlet, gram_samples=0, gram_features=0, sketch=False, absmax=False)
-    if level == "standard":
-        return Plan(True, GRAM_SAMPLES if outlet else 0, GRAM_FEATURES, outlet, False)
-    every = 1 << 62
-    return Plan(True, every if outlet or role == "norm" else 0, every, True, True)
+#: Rows shorter than this are summed faster by a matrix-vector product than by a reduction.
+SHORT_ROW = 128
 
 
 @dataclass(slots=True)
@@ -52,8 +27,9 @@ class Reduced:
 
     layout: Layout
     samples: int
-    tables: Tables | None
-    summary: Tensor | None
+    positions: int
+    tables: Tables | None = None
+    summary: Tensor | None = None
     resultant: Tensor | None = None
     """0-d: squared length of the sum of the samples' unit vectors."""
     tokens: Tensor | None = None
@@ -63,37 +39,66 @@ class Reduced:
     absmax: Tensor | None = None
 
 
-def reduce_forward(v: View, todo: Plan, scratch: Scratch) -> Reduced:
-    """All reductions of ``todo`` on one output."""
-    data = v.data
-    if v.positions == 1:
-        sums = data.flatten(1)
-        tables = Tables(sums, sums.abs(), 1)
-    elif v.channels_first:
-        tables = Tables(data.sum(2), torch.linalg.vector_norm(data, dim=2), v.positions)
-    else:
-        tables = Tables(data.sum(1), scratch.column_norms(data), v.positions)
-    kept = Reduced(v.layout, len(data), tables, None)
-    flat = data.flatten(1)
-    if v.positions < MIN_TABLE_POSITIONS:
-        kept.tables, kept.summary = None, summarise(tables)
-    if todo.cosine and len(flat) > 1:
-        kept.resultant = _resultant(flat, torch.linalg.vector_norm(tables.norms, dim=1))
-        if v.layout == "token":
-            kept.tokens = _token_resultants(data)
-    if todo.gram_samples and len(flat) > 1:
-        rows = flat[: todo.gram_samples]
-        stride = -(-flat.shape[1] // todo.gram_features)
-        if stride > 1:
-            rows = rows[:, :: coprime(stride, flat.shape[1])].contiguous()
-        kept.gram = rows @ rows.t()
-    if todo.sketch:
-        line = data.flatten()
-        kept.sketch = line[:: coprime(max(1, line.numel() // SKETCH_VALUES), line.numel())].clone()
-    if todo.absmax:
-        low, high = data.aminmax()
-        kept.absmax = torch.maximum(high, -low)
-    return kept
+class Reducer:
+    """Reduces tensors; holds the scratch memory that keeps squaring from allocating a tensor's size every time."""
+
+    def __init__(self) -> None:
+        self._squares: Tensor | None = None
+        self._ones: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
+
+    def __call__(self, v: View, todo: Plan, known: Tables | None = None) -> Reduced:
+        """All reductions of ``todo`` on one output; ``known`` tables are not computed again."""
+        data = v.data
+        kept = Reduced(v.layout, len(data), v.positions)
+        tables = self.tables(v) if known is None else known
+        if v.positions < MIN_TABLE_POSITIONS:
+            kept.summary = summarise(tables)
+        else:
+            kept.tables = tables
+        if len(data) > 1 and (todo.cosine or todo.gram_samples):
+            flat = data.flatten(1)
+            if todo.cosine:
+                kept.resultant = _resultant(flat, torch.linalg.vector_norm(tables.norms, dim=1))
+                if v.layout == "token":
+                    kept.tokens = _token_resultants(data)
+            if todo.gram_samples:
+                kept.gram = _gram(flat, todo)
+        if todo.sketch:
+            line = data.flatten()
+            kept.sketch = line[:: coprime(max(1, line.numel() // SKETCH_VALUES), line.numel())].clone()
+        if todo.absmax:
+            low, high = data.aminmax()
+            kept.absmax = torch.maximum(high, -low)
+        return kept
+
+    def tables(self, v: View) -> Tables:
+        """Sums and norms over positions."""
+        data = v.data
+        if v.positions == 1:
+            sums = data.flatten(1)
+            return Tables(sums, sums.abs(), 1)
+        if not v.channels_first:
+            if data.device.type != "cpu":
+                return Tables(data.sum(1), torch.linalg.vector_norm(data, dim=1), v.positions)
+            return Tables(data.sum(1), self._square(data).sum(1).sqrt_(), v.positions)
+        if v.positions < SHORT_ROW and data.device.type == "cpu":
+            ones = self._one(v.positions, data)
+            sums = torch.mv(data.flatten(0, 1), ones)
+            norms = torch.mv(self._square(data).flatten(0, 1), ones).sqrt_()
+            return Tables(sums.view(data.shape[:2]), norms.view(data.shape[:2]), v.positions)
+        return Tables(data.sum(2), torch.linalg.vector_norm(data, dim=2), v.positions)
+
+    def _square(self, x: Tensor) -> Tensor:
+        buffer = self._squares
+        if buffer is None or buffer.numel() < x.numel() or buffer.dtype != x.dtype:
+            self._squares = buffer = torch.empty(x.numel(), dtype=x.dtype)
+        return torch.mul(x, x, out=buffer[: x.numel()].view(x.shape))
+
+    def _one(self, length: int, like: Tensor) -> Tensor:
+        key = length, like.dtype, like.device
+        if key not in self._ones:
+            self._ones[key] = torch.ones(length, dtype=like.dtype, device=like.device)
+        return self._ones[key]
 
 
 def reduce_gradient(grad: Tensor) -> Tensor:
@@ -101,25 +106,6 @@ def reduce_gradient(grad: Tensor) -> Tensor:
     wide = torch.float32 if grad.dtype in (torch.float16, torch.bfloat16) else None
     norm: Tensor = torch.linalg.vector_norm(grad.detach(), dtype=wide)
     return norm
-
-
-class Scratch:
-    """One reusable buffer, so that squaring a tensor does not allocate its size again and again."""
-
-    def __init__(self) -> None:
-        self._buffer: Tensor | None = None
-
-    def column_norms(self, x: Tensor) -> Tensor:
-        """[N, C] from [N, S, C]: norm over the middle axis, summed along contiguous memory."""
-        if x.device.type != "cpu":
-            norms: Tensor = torch.linalg.vector_norm(x, dim=1)
-            return norms
-        size = x.numel()
-        old = self._buffer
-        if old is None or old.numel() < size or old.dtype != x.dtype:
-            self._buffer = old = torch.empty(size, dtype=x.dtype)
-        square = torch.mul(x, x, out=old[:size].view(x.shape))
-        return square.sum(1).sqrt_()
 
 
 def coprime(stride: int, length: int) -> int:
@@ -140,3 +126,11 @@ def _token_resultants(tokens: Tensor) -> Tensor:
     weights = norms.clamp_min(torch.finfo(norms.dtype).tiny).reciprocal()
     sums = torch.bmm(weights.unsqueeze(1), tokens).squeeze(1)
     return torch.stack((sums.square().sum(1), (norms != 0).sum(1).to(sums.dtype)))
+
+
+def _gram(flat: Tensor, todo: Plan) -> Tensor:
+    rows = flat[: todo.gram_samples]
+    stride = -(-flat.shape[1] // todo.gram_features)
+    if stride > 1:
+        rows = rows[:, :: coprime(stride, flat.shape[1])].contiguous()
+    return rows @ rows.t()

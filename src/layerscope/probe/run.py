@@ -228,7 +228,7 @@ def _readout(head: Head | None, sites: list[Site]) -> dict[str, float]:
         n = float(gram.trace())
         found["cosine"] = float((gram.sum() - n) / (n * (n - 1))) if n > 1 else float("nan")
         found["rank"] = float(rank.effective_rank(rank.eigenvalues(rank.centred_gram(gram))))
-        maps = [s for s in sites[: head.position] if s.trace.kept.layout in ("conv", "token") and "cosine" in s.values]
+        maps = [s for s in sites[: head.position] if s.trace.kept.positions > 1 and "cosine" in s.values]
         found["unpooled"] = maps[-1].values["cosine"] if maps else found["cosine"]
     return found
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from layerscope.quantities import health, moments, similarity
-from layerscope.quantities.moments import Tables
+from layerscope.quantities.moments import Tables, cancellation_of, unbiased_variance
+from layerscope.quantities.similarity import mean_cosine
 
 #: The columns of a summary row.
 COLUMNS = (
@@ -23,20 +23,22 @@ COLUMNS = (
 
 
 def summarise(t: Tables) -> Tensor:
-    """Float64 [..., len(COLUMNS)]."""
-    mean, second, count = moments.channel_moments(t)
-    variance = moments.unbiased_variance(mean, second, count)
+    """Float64 [..., len(COLUMNS)]: the functions of ``layerscope.quantities`` with their shared parts done once."""
+    sums, squares = t.sums.double(), t.squares
+    count = sums.shape[-2] * t.positions
+    mean, second = sums.sum(-2) / count, squares.sum(-2) / count
+    variance = unbiased_variance(mean, second, count)
     return torch.stack(
         (
             variance.mean(-1),
             variance.sqrt().mean(-1),
             second.mean(-1),
             mean.mean(-1),
-            similarity.pooled_cosine(t),
-            health.dead_share(t),
-            health.dead_samples(t).double(),
-            health.nonfinite_share(t),
-            moments.cancellation_of(mean, second, count),
+            mean_cosine(sums),
+            (second == 0).double().mean(-1),
+            (squares.sum(-1) == 0).sum(-1).double(),
+            1 - t.sums.isfinite().double().mean((-2, -1)),
+            cancellation_of(mean, second, count),
         ),
         -1,
     )

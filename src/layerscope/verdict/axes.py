@@ -76,17 +76,16 @@ def informative_axis(profiles: Sequence[Profile], limits: Thresholds) -> Axis:
     cosine = f"samples have cosine {1 - score:.3f} {place}"
     if t.tokens:
         return _token_axis(t, score, spread, cosine, limits)
+    caution, bad = limits.informative(t.stream_blocks)
     if inactive_branches(t):
         text = f"residual branches add nothing at initialization; {cosine}, the stem's own"
-        return Axis("I", "good" if score >= limits.informative_caution else "caution", score, spread, text)
-    where = next(
-        (r.name for r in t.forward if r.cosine is not None and 1 - r.cosine < limits.informative_caution), None
-    )
+        return Axis("I", "good" if score >= caution else "caution", score, spread, text)
+    where = next((r.name for r in t.forward if r.cosine is not None and 1 - r.cosine < caution), None)
     if place == "after pooling" and where is None:
         where = profiles[0].classifier
-    if score < limits.informative_bad:
+    if score < bad:
         return Axis("I", "bad", score, spread, f"{cosine}: the classifier can hardly tell them apart", where)
-    if score < limits.informative_caution:
+    if score < caution:
         return Axis("I", "caution", score, spread, f"{cosine}: little information reaches the classifier", where)
     return Axis("I", "good", score, spread, cosine)
 

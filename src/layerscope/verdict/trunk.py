@@ -11,6 +11,9 @@ from layerscope.probe.records import LayerRecord, Profile
 #: A residual stream of fewer blocks says nothing about growth with depth.
 FEWEST_BLOCKS = 3
 
+#: mean^2 / second moment above which a stream counts as non-negative; a rectified Gaussian has 1/pi = 0.32.
+SAME_SIGN = 0.2
+
 
 @dataclass(frozen=True)
 class Trunk:
@@ -35,17 +38,43 @@ class Trunk:
         """``forward`` cut where the shape changes: inside a stage, growth is a matter of depth alone."""
         return tuple(tuple(group) for _, group in groupby(self.forward, key=lambda r: r.shape[1:]))
 
+    @property
+    def stream_blocks(self) -> int | None:
+        """Blocks in the last stage of a residual stream whose sign is (nearly) always the same; None for all others."""
+        if self.kind != "residual" or self.tokens:
+            return None
+        last = self.forward[-1]
+        if last.mean is None or not last.ms or last.mean**2 < SAME_SIGN * last.ms:
+            return None
+        return len(self.stages[-1])
+
 
 def trunk(profile: Profile) -> Trunk:
     """The trunk of a profiled network; its series are empty where nothing suitable was recorded."""
-    blocks = innermost(profile.of("block"))
+    blocks = innermost(tuple(r for r in profile.of("block") if r.residual))
     classifier = profile.classifier
     linear = tuple(r for r in profile.of("conv", "linear") if r.name != classifier)
     if len(blocks) >= FEWEST_BLOCKS:
         return Trunk("residual", "block", blocks, blocks, any(b.layout == "token" for b in blocks))
-    activations = profile.of("activation")
-    forward = activations if len(activations) >= 2 else linear
+    forward = layer_outputs(profile)
     return Trunk("plain", "layer", forward, linear, any(r.layout == "token" for r in forward))
+
+
+def layer_outputs(profile: Profile) -> tuple[LayerRecord, ...]:
+    """Per weight layer, what it hands on: the last activation, norm or weight output before the next weight layer.
+
+    This is the activation in the usual order, the norm where the norm holds the activation, and the convolution itself
+    where the activation is a function that no hook sees.
+    """
+    found: list[LayerRecord] = []
+    for record in profile.records:
+        if record.name == profile.classifier:
+            break
+        if record.role in ("conv", "linear"):
+            found.append(record)
+        elif record.role in ("norm", "activation") and found:
+            found[-1] = record
+    return tuple(found)
 
 
 def innermost(blocks: tuple[LayerRecord, ...]) -> tuple[LayerRecord, ...]:

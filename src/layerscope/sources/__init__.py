@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING
 from layerscope._lazy import lazy
 
 if TYPE_CHECKING:
-    from layerscope.sources.build import AS_IS as AS_IS
-    from layerscope.sources.build import Built as Built
-    from layerscope.sources.build import build as build
+    from layerscope.sources.networks import AS_IS as AS_IS
+    from layerscope.sources.networks import Built as Built
+    from layerscope.sources.networks import build as build
     from layerscope.sources.zoo import import_torchvision as import_torchvision
 
 __getattr__, __dir__, __all__ = lazy(
-    __name__, {"build": "build", "Built": "build", "AS_IS": "build", "import_torchvision": "zoo"}
+    __name__, {"build": "networks", "Built": "networks", "AS_IS": "networks", "import_torchvision": "zoo"}
 )

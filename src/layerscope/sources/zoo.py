@@ -47,9 +47,9 @@ def import_torchvision() -> ModuleType:
         if found is None or found.origin is None:
             raise MissingExtraError("torchvision", "zoo", "a torchvision network")
         if not _libraries and not _operators_load(Path(found.origin).parent):
-            library = torch.library.Library("torchvision", "FRAGMENT")
+            library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]  # torch's own
             for schema in _SCHEMAS:
-                library.define(schema)
+                library.define(schema)  # type: ignore[no-untyped-call]  # as above
             _libraries.append(library)  # the declarations live as long as this object
     try:
         return import_module("torchvision")
@@ -65,7 +65,7 @@ def _operators_load(folder: Path) -> bool:
     libraries = [p for p in folder.glob("_C*") if p.suffix in (".so", ".pyd", ".dylib")]
     try:
         for library in libraries:
-            torch.ops.load_library(str(library))
+            torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]  # torch's own
     except (ImportError, OSError):
         return False
     return bool(libraries)

@@ -5,16 +5,27 @@ from __future__ import annotations
 from torch import nn
 
 _HOMES = ("torch.nn.modules.activation", "timm.layers.activations", "timm.layers.activations_me")
+#: Modules of our own norms that stand in the activation slot and hold no other activation.
+_OWN = frozenset(
+    {
+        "layerscope.norms.frn.ThresholdedLinearUnit",
+        "layerscope.norms.evonorm.EvoNormB0",
+        "layerscope.norms.evonorm.EvoNormS0",
+    }
+)
 _NOT = frozenset({"MultiheadAttention", "Softmax", "Softmax2d", "LogSoftmax", "Softmin"})
 
 
 def is_activation(module: nn.Module) -> bool:
-    """Whether this is an elementwise activation: torch's, timm's, or a class marked ``is_activation = True``.
+    """Whether this is an activation: torch's, timm's, a norm of ours that owns one, or marked ``is_activation = True``.
 
-    The modules that a norm choice puts into the activation slot (a thresholded linear unit, an EvoNorm) carry the mark.
+    The mark is a class attribute: an activation class of your own that carries it is counted, and can be replaced where
+    a norm choice brings its own activation.
     """
     cls = type(module)
-    return (cls.__module__ in _HOMES and cls.__name__ not in _NOT) or getattr(cls, "is_activation", False) is True
+    if f"{cls.__module__}.{cls.__qualname__}" in _OWN or getattr(cls, "is_activation", False) is True:
+        return True
+    return cls.__module__ in _HOMES and cls.__name__ not in _NOT
 
 
 def count_activations(model: nn.Module) -> int:

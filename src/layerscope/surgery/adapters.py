@@ -16,7 +16,7 @@ from torch import nn
 
 from layerscope.errors import SwapError
 
-Layout = Literal["map", "last"]
+Layout = Literal["map", "last", "own"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,8 @@ class Known:
 
     channels: int
     layout: Layout = "map"
-    """``map``: channels on axis 1, [N, C, ...]. ``last``: channels on the last axis, [N, ..., C]."""
+    """``map``: channels on axis 1, [N, C, ...]. ``last``: on the last axis, [N, ..., C]. ``own``: as the norms of this
+    package read their input, [N, C], tokens [N, S, C] or maps [N, C, ...]."""
     ndim: tuple[int, ...] = ()
     """Numbers of axes the layer takes; empty where it takes any."""
     weight: torch.Tensor | None = None
@@ -202,7 +203,31 @@ def _local_response(module: nn.Module) -> Known:
     return Known(0, refused="local response normalization does not say how many channels it gets")
 
 
-@register_adapter("timm.layers.filter_response_norm.FilterResponseNormTlu2d", "timm.layers.inplace_abn.InplaceAbn",
+_OURS = "layerscope.norms."
+
+
+@register_adapter(*(_OURS + name for name in (
+    "frn.FilterResponseNorm", "running.VarianceNorm", "running.MeanNorm", "rms.RMSNorm", "rms.LayerNorm2d",
+    "rms.ScaleNorm", "ghost.GhostBatchNorm", "renorm.BatchRenorm", "switchable.SwitchableNorm",
+    "pointwise.DynamicTanh", "pointwise.DynamicErf", "pointwise.GlobalResponseNorm")))  # fmt: skip
+def _ours(module: nn.Module) -> Known:
+    return _of(module, _number(module, "channels"), layout="own")
+
+
+@register_adapter(_OURS + "batch.BatchNorm", _OURS + "group.LayerNorm", _OURS + "group.InstanceNorm")
+def _ours_plain(module: nn.Module) -> Known:
+    family = type(module).__name__.removesuffix("Norm").lower()
+    return _of(module, _number(module, "channels"), layout="own", family=family)
+
+
+@register_adapter(_OURS + "group.GroupNorm")
+def _ours_group(module: nn.Module) -> Known:
+    family = f"group:size={_number(module, 'group_size')}"
+    return _of(module, _number(module, "channels"), layout="own", family=family)
+
+
+@register_adapter(_OURS + "evonorm.EvoNormB0", _OURS + "evonorm.EvoNormS0",
+                  "timm.layers.filter_response_norm.FilterResponseNormTlu2d", "timm.layers.inplace_abn.InplaceAbn",
                   *(f"timm.layers.evo_norm.EvoNorm2d{k}" for k in ("B0", "B1", "B2", "S0", "S0a", "S1", "S1a", "S2",
                                                                    "S2a")))  # fmt: skip
 def _own_nonlinearity(module: nn.Module) -> Known:

@@ -1,4 +1,4 @@
-"""The layer before a norm and the activation after it: found for sure, or a reason why not."""
+"""The layers before a norm and the activation after it: found for sure, or a reason why not."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from torch import nn
 
 from layerscope.surgery.activations import is_activation
+from layerscope.surgery.adapters import describe
 from layerscope.surgery.trace import Flow, Step
 
+NO_EXAMPLE = "its neighbours are not known: pass example=, a batch to run through the network once"
 #: What a residual connection is called where it is a function.
 _ADDS = frozenset({"add", "add_", "__add__", "__radd__", "__iadd__"})
 _FUNCTIONAL_ACTS = frozenset(
@@ -18,7 +20,18 @@ _FUNCTIONAL_ACTS = frozenset(
         "clamp", "clamp_", "clamp_min", "clamp_min_",
     }
 )  # fmt: skip
-NO_EXAMPLE = "its neighbours are not known: pass example=, a batch to run through the network once"
+#: What may stand between a weight and the norm it feeds: sums, products, joins, pools and rearrangements.
+_PASSES = _ADDS | {
+    "mul", "mul_", "__mul__", "__rmul__", "__imul__", "cat", "concat", "stack", "chunk", "split", "__getitem__",
+    "flatten", "reshape", "view", "permute", "transpose", "movedim", "contiguous", "expand", "pad", "roll",
+    "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "interpolate", "boolean_dispatch", "mean",
+}  # fmt: skip
+_POOLS = (
+    "torch.nn.modules.pooling", "torch.nn.modules.dropout", "torch.nn.modules.flatten", "torch.nn.modules.padding",
+    "torch.nn.modules.upsampling", "timm.layers.blur_pool", "timm.layers.pool2d_same",
+)  # fmt: skip
+
+Found = tuple[str, nn.Module]
 
 
 class Unknown(Exception):
@@ -35,39 +48,54 @@ class Neighbours:
 
     def only_reader(self, norm: nn.Module) -> bool:
         """Whether nothing but this norm reads its input, so that an in-place operation after it does no harm."""
-        if self._flow is None:
+        calls = self._flow.calls(norm) if self._flow is not None else []
+        if self._flow is None or not calls:
             return False
-        for call in self._flow.calls(norm):
-            if not call.inputs or sum(call.inputs[0] in s.inputs for s in self._flow.steps) != 1:
-                return False
-            if self._flow.producer(call) is None:  # the network's own input belongs to the caller
-                return False
-        return bool(self._flow.calls(norm))
+        # what nobody in the network made belongs to the caller
+        return all(len(self._flow.readers(c.inputs[0])) == 1 and self._flow.maker(c.inputs[0]) for c in calls)
 
-    def layer_before(self, norm: nn.Module) -> tuple[str, nn.Module]:
-        """Path and module of the convolution or linear layer whose output only this norm reads.
+    def layers_before(self, norm: nn.Module) -> list[Found]:
+        """Path and module of the convolutions and linear layers that this norm normalizes.
+
+        Usually the one before it. Where its input is a sum, a concatenation or a pool (pre-activation blocks), the
+        layers that it is made of, back to the previous norms and activations. Empty where no layer stands between it
+        and those.
 
         Raises:
-            Unknown: there is none, or it cannot be named for sure.
+            Unknown: it reads the network's own input, or a layer cannot be named for sure.
         """
         if self._flow is None:
-            found = self._sibling(norm, -1)
-            if found is None:
+            sibling = self._sibling(norm, -1)
+            if sibling is None:
                 raise Unknown(NO_EXAMPLE)
-            return self._as_layer(found)
-        call = self._one_call(norm)
-        step = self._flow.producer(call)
-        if step is None:
-            raise Unknown("it reads the network's input: there is no layer before it that could carry the weight norm")
-        if step.module is None:
-            raise Unknown(f"its input comes from {step}, not from a convolution or linear layer")
-        if len(self._flow.calls(step.module)) > 1:
-            raise Unknown(f"the layer before it, {step}, is called more than once")
-        if len(self._flow.consumers(step)) > 1 or self._flow.returned(step):
-            raise Unknown(f"the output of {step} is read by others as well")
-        return self._as_layer(step.module)
+            return [self._as_layer(sibling)]
+        todo, seen, found = [self._one_call(norm).inputs[0]], set[int](), dict[str, nn.Module]()
+        from_outside = False
+        while todo:
+            number = todo.pop()
+            step = self._flow.maker(number)
+            from_outside |= step is None
+            if number in seen or step is None:
+                continue
+            seen.add(number)
+            if step.module is None and step.name in _PASSES:
+                todo += step.inputs
+            elif step.module is None:
+                raise Unknown(f"its input is made by {step}, not by a convolution or linear layer")
+            elif type(step.module).__module__ in _POOLS:
+                todo += step.inputs
+            elif not is_activation(step.module) and describe(step.module) is None:
+                path, layer = self._as_layer(step.module)
+                if len(self._flow.calls(layer)) > 1:
+                    raise Unknown(f"the layer before it, {path!r}, is called more than once")
+                found[path] = layer
+        if from_outside and not found:
+            raise Unknown(
+                "it reads the network's own input: there is no layer before it whose weight could be normalized"
+            )
+        return list(found.items())
 
-    def activation_after(self, norm: nn.Module) -> tuple[str, nn.Module] | None:
+    def activation_after(self, norm: nn.Module) -> Found | None:
         """Path and module of the activation that reads this norm, directly or behind a residual addition.
 
         Returns:
@@ -77,27 +105,28 @@ class Neighbours:
             Unknown: it is a function, is shared between several places, or cannot be named for sure.
         """
         if self._flow is None:
-            found = self._sibling(norm, +1)
-            if found is None:
+            sibling = self._sibling(norm, +1)
+            if sibling is None:
                 raise Unknown(NO_EXAMPLE)
-            return (self._paths[id(found)][0], found) if is_activation(found) else None
+            return (self._paths[id(sibling)][0], sibling) if is_activation(sibling) else None
         step = self._one_call(norm)
         for _ in range(2):  # the norm itself, then the addition it feeds
-            readers = self._flow.consumers(step)
-            if not any(_activates(r) or r.name in _ADDS for r in readers):
+            readers = self._flow.readers(step.outputs[0])
+            acts = [r for r in readers if _activates(r)]
+            others = len(readers) - 1 + (step.outputs[0] in self._flow.results)
+            if acts and others:
+                raise Unknown(f"its activation {acts[0]} is not the only one that reads it")
+            if acts:
+                return self._as_activation(acts[0])
+            if others or not readers or readers[0].name not in _ADDS:
                 return None
-            if len(readers) > 1 or self._flow.returned(step):
-                raise Unknown(f"{len(readers)} places read it ({', '.join(map(str, readers[:3]))})")
             step = readers[0]
-            if step.module is None and step.name in _FUNCTIONAL_ACTS:
-                raise Unknown(f"its activation is a function, {step}, which cannot be replaced from outside")
-            if step.module is not None:
-                return self._as_activation(step)
         return None
 
-    def _as_activation(self, step: Step) -> tuple[str, nn.Module]:
+    def _as_activation(self, step: Step) -> Found:
         assert self._flow is not None
-        assert step.module is not None
+        if step.module is None:
+            raise Unknown(f"its activation is a function, {step}, which cannot be replaced from outside")
         calls = len(self._flow.calls(step.module))
         if calls > 1:
             raise Unknown(f"its activation {step.path!r} is one module called {calls} times, at different places")
@@ -110,14 +139,12 @@ class Neighbours:
             raise Unknown("the example does not execute it" if not calls else f"it is called {len(calls)} times")
         return calls[0]
 
-    def _as_layer(self, module: nn.Module) -> tuple[str, nn.Module]:
-        path = self._paths[id(module)][0]
+    def _as_layer(self, module: nn.Module) -> Found:
+        path, kind = self._paths[id(module)][0], type(module).__name__
         if not isinstance(module, nn.modules.conv._ConvNd | nn.Linear):
-            raise Unknown(
-                f"its input comes from {type(module).__name__} {path!r}, not from a convolution or linear layer"
-            )
-        if "Std" in type(module).__name__ or hasattr(module, "parametrizations"):
-            raise Unknown(f"the weight of {path!r} ({type(module).__name__}) is reparametrized already")
+            raise Unknown(f"its input comes from {kind} {path!r}, not from a convolution or linear layer")
+        if "Std" in kind or hasattr(module, "parametrizations"):
+            raise Unknown(f"the weight of {path!r} ({kind}) is reparametrized already")
         return path, module
 
     def _sibling(self, norm: nn.Module, step: int) -> nn.Module | None:

@@ -16,7 +16,7 @@ from layerscope.errors import SwapError
 from layerscope.spec import Spec
 from layerscope.surgery.adapters import Known, describe
 from layerscope.surgery.carry import starts_silent
-from layerscope.surgery.exchange import Exchange, exchange, refuse_wrapped
+from layerscope.surgery.primitive import Exchange, exchange, refuse_wrapped
 from layerscope.surgery.neighbours import Neighbours
 from layerscope.surgery.optimiser import Succession, repoint
 from layerscope.surgery.planner import Change, Decision, Indivisible, Planner
@@ -181,7 +181,11 @@ def plan_swap(
         raise SwapError(f"indivisible must be 'nearest' or 'refuse', got {indivisible!r}")
     paths = _paths(model)
     modules = dict(model.named_modules())
-    found = [(path, module, known) for path, module in modules.items() if (known := describe(module)) is not None]
+    found = [
+        (path, module, known)
+        for path, module in modules.items()
+        if "parametrizations" not in path.split(".") and (known := describe(module)) is not None
+    ]
     flow = None if example is None else trace(model, example, {id(m) for _, m, _ in found})
     stages = _stages(flow, {id(m): known for _, m, known in found})
     neighbours = Neighbours(paths, modules, flow)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal, cast
 
 import torch
@@ -12,11 +13,13 @@ from torch import nn
 
 from layerscope import norms
 from layerscope.errors import LayerscopeError
+from layerscope.spec import Spec
+from layerscope.norms.base import ChannelsFirst1d
 from layerscope.surgery.adapters import Known, is_act
 from layerscope.surgery.carry import carry, has_trained_affine
 from layerscope.surgery.neighbours import Neighbours, Unknown
 from layerscope.surgery.trace import Flow
-from layerscope.surgery.wrappers import AsMap, ChannelsLast, Keep, NormAct
+from layerscope.surgery.wrappers import ChannelsLast, Keep, NormAct
 
 Indivisible = Literal["nearest", "refuse"]
 
@@ -85,6 +88,9 @@ class Planner:
 
     def _fit(self, channels: int, decision: Decision) -> norms.Recipe:
         asked = self._asked.spec
+        default = self._asked.info.groups_default
+        if default is not None and not {"size", "groups"} & set(asked.kwargs):
+            asked = Spec(asked.name, (*asked.params, ("groups", min(default, channels))))
         fitted = norms.adapt(asked, channels)
         if fitted == asked:
             self._asked.group_size(channels)
@@ -98,25 +104,19 @@ class Planner:
         return norms.recipe(fitted)
 
     def _norm_slot(self, path: str, module: nn.Module, known: Known, recipe: norms.Recipe, decision: Decision) -> None:
-        fused = known.act if is_act(known.act) else None
+        fused = known.act if known.act is not None and is_act(known.act) else None
         takes_act = recipe.info.activation is not None
-        own_act: nn.Module | None = None
         if takes_act and fused is None:
-            own_act = self._replace_activation(module, known, recipe, decision)
-        elif takes_act and fused is not None and _keeps(recipe, fused):
-            decision.notes.append(_constants(fused))
-            takes_act = False
-        if recipe.info.norm is None and recipe.owns_activation and fused is None and own_act is None:
-            raise Unknown(f"no activation follows it, and {recipe.spec} stands in the place of one")
-        if _drops_affine(recipe) and has_trained_affine(known):
+            found = self._replace_activation(module, known, recipe, decision)
+            if not found and recipe.owns_activation and recipe.info.norm is None and not recipe.acts_on_weights:
+                raise Unknown(f"no activation follows it, and {recipe.spec} stands in the place of one")
+        if recipe.info.norm is None and has_trained_affine(known):
             decision.notes.append("its scale and shift are not one and zero, and are dropped")
         make = self._maker(module, known, recipe, fused if takes_act else None)
-        make()  # a spec that cannot be built for these channels is a reason to refuse, now and not at apply
+        made = make()  # what cannot be built for these channels is a reason to refuse now, not at apply
         decision.changes.append(Change(path, module, make))
-        act = type(fused).__name__ if fused is not None else None
-        if fused is not None and takes_act:
-            act = type(recipe.activation(known.channels, lambda: fused)).__name__
-        decision.becomes = f"{recipe.spec}" + (f" + {act}" if act else "")
+        act = made.act if isinstance(made, NormAct) and is_act(made.act) else None
+        decision.becomes = f"{recipe.spec}" + (f" + {type(act).__name__}" if act is not None else "")
 
     def _maker(
         self, old: nn.Module, known: Known, recipe: norms.Recipe, replaced_act: nn.Module | None
@@ -133,12 +133,12 @@ class Planner:
                 carry(norm, old, known, self._like, self._keep_affine)
                 if known.layout == "last":
                     norm = ChannelsLast(norm)
-                elif not never_3d and (not shapes or 3 in shapes):
-                    norm = AsMap(norm)
+                elif known.layout == "map" and not never_3d and (not shapes or 3 in shapes):
+                    norm = ChannelsFirst1d(norm)
             if is_act(known.drop) or is_act(known.act):
                 act = known.act if known.act is not None else nn.Identity()
                 if replaced_act is not None:
-                    act = self._settled(recipe.activation(known.channels, lambda: replaced_act), replaced_act, old)
+                    act = self._activation(recipe, known.channels, replaced_act, old)
                 norm = NormAct(norm, known.drop if known.drop is not None else nn.Identity(), act)
             # the train flag of this module alone: drop and activation keep their own
             norm.training = old.training
@@ -146,62 +146,51 @@ class Planner:
 
         return make
 
-    def _settled(self, new: nn.Module, old_act: nn.Module, near: nn.Module) -> nn.Module:
+    def _activation(self, recipe: norms.Recipe, channels: int, old: nn.Module, near: nn.Module) -> nn.Module:
+        """The norm's own activation in place of ``old``, on the device and in the dtype of the norm beside it."""
+        new = recipe.activation(channels, lambda: copy.deepcopy(old))
         like = next((t for t in (*near.parameters(), *near.buffers()) if t.is_floating_point()), self._like)
         if like is not None:
             new.to(device=like.device, dtype=like.dtype)
-        return new.train(old_act.training)
+        return new.train(old.training)
 
-    def _replace_activation(
-        self, module: nn.Module, known: Known, recipe: norms.Recipe, decision: Decision
-    ) -> nn.Module | None:
+    def _replace_activation(self, module: nn.Module, known: Known, recipe: norms.Recipe, decision: Decision) -> bool:
         found = self._neighbours.activation_after(module)
         if found is None:
-            if recipe.info.norm is not None or recipe.acts_on_weights:
-                decision.notes.append("no activation follows")
-            return None
+            decision.notes.append("no activation follows")
+            return False
         path, act = found
-        if _keeps(recipe, act):
-            decision.notes.append(_constants(act))
-            return act
-
-        def make() -> nn.Module:
-            return self._settled(recipe.activation(known.channels, lambda: act), act, module)
-
-        make()
-        decision.changes.append(Change(path, act, make))
-        decision.notes.append(f"{type(act).__name__} {path!r} becomes {type(make()).__name__}")
-        return act
+        change = Change(path, act, lambda: self._activation(recipe, known.channels, act, module))
+        decision.changes.append(change)
+        decision.notes.append(f"{type(act).__name__} {path!r} becomes {type(change.make()).__name__}")
+        return True
 
     def _weight_slot(self, module: nn.Module, known: Known, recipe: norms.Recipe, decision: Decision) -> None:
-        path, layer = self._neighbours.layer_before(module)
+        layers = self._neighbours.layers_before(module)
+        shift = known.bias if self._keep_affine and len(layers) == 1 else None
+        for path, layer in layers:
+            change = Change(path, layer, partial(_wrapped, layer, recipe, shift))
+            change.make()
+            decision.changes.append(change)
+        if not layers:
+            decision.notes.append("no layer stands between it and the norm or activation before it")
+            return
+        first = repr(layers[0][0])
+        several = f"the {len(layers)} layers that make up its input are normalized instead, such as {first}"
+        decision.notes.append(several if len(layers) > 1 else f"the weight of {first} is normalized instead")
+
+
+def _wrapped(layer: nn.Module, recipe: norms.Recipe, shift: torch.Tensor | None) -> nn.Module:
+    """A copy of a layer with the recipe's weight, and with a bias where nothing else shifts any more."""
+    new = copy.deepcopy(layer)
+    weight = cast("nn.Parameter", new.weight)
+    if recipe.needs_bias and getattr(new, "bias", None) is None:
         out = cast("int", getattr(layer, "out_channels", None) or getattr(layer, "out_features", 0))
-        shift = known.bias if self._keep_affine and known.bias is not None and known.bias.numel() == out else None
-
-        def make() -> nn.Module:
-            new = copy.deepcopy(layer)
-            if recipe.needs_bias and getattr(new, "bias", None) is None:
-                weight = cast("nn.Parameter", new.weight)
-                bias = torch.zeros(out, dtype=weight.dtype, device=weight.device) if shift is None else shift.detach()
-                new.bias = nn.Parameter(bias.clone(), requires_grad=weight.requires_grad)
-            return recipe.weight(new)
-
-        make()
-        decision.changes.append(Change(path, layer, make))
-        decision.notes.append(f"the weight of {path!r} is normalized instead")
-
-
-def _keeps(recipe: norms.Recipe, act: nn.Module) -> bool:
-    """Whether the activation stays: a norm with a rescaled ReLU has constants for ReLU only."""
-    return not recipe.owns_activation and type(act) is not nn.ReLU
-
-
-def _constants(act: nn.Module) -> str:
-    return f"{type(act).__name__} stays as it is: the rescaled activation of this norm is known for ReLU only"
-
-
-def _drops_affine(recipe: norms.Recipe) -> bool:
-    return recipe.info.norm is None
+        bias = torch.zeros(out, dtype=weight.dtype, device=weight.device)
+        if shift is not None and shift.numel() == out:
+            bias = shift.detach().to(bias).clone()
+        new.bias = nn.Parameter(bias, requires_grad=weight.requires_grad)
+    return recipe.weight(new)
 
 
 def _is_already(recipe: norms.Recipe, known: Known) -> bool:

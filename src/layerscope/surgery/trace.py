@@ -7,9 +7,11 @@ object is handed over and nobody else reads it.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -52,21 +54,36 @@ class Flow:
     results: frozenset[int]
     """Numbers of the tensors that the network returns."""
 
+    @cached_property
+    def _makers(self) -> dict[int, Step]:
+        return {number: step for step in self.steps for number in step.outputs}
+
+    @cached_property
+    def _readers(self) -> dict[int, list[Step]]:
+        readers: dict[int, list[Step]] = defaultdict(list)
+        for step in self.steps:
+            for number in dict.fromkeys(step.inputs):
+                readers[number].append(step)
+        return readers
+
+    @cached_property
+    def _calls(self) -> dict[int, list[Step]]:
+        calls: dict[int, list[Step]] = defaultdict(list)
+        for step in self.steps:
+            calls[id(step.module)].append(step)
+        return calls
+
     def calls(self, module: nn.Module) -> list[Step]:
         """The executions of this module."""
-        return [s for s in self.steps if s.module is module]
+        return self._calls.get(id(module), [])
 
-    def producer(self, step: Step) -> Step | None:
-        """The step that made the first tensor this step read; None for the network's own input."""
-        return next((s for s in self.steps if step.inputs and step.inputs[0] in s.outputs), None)
+    def maker(self, number: int) -> Step | None:
+        """The step that made this tensor; None for what came from outside (the network's input, its parameters)."""
+        return self._makers.get(number)
 
-    def consumers(self, step: Step) -> list[Step]:
-        """The steps that read the first tensor this step made."""
-        return [s for s in self.steps if step.outputs and step.outputs[0] in s.inputs]
-
-    def returned(self, step: Step) -> bool:
-        """Whether the network returns the first tensor this step made."""
-        return bool(step.outputs) and step.outputs[0] in self.results
+    def readers(self, number: int) -> list[Step]:
+        """The steps that read this tensor."""
+        return self._readers.get(number, [])
 
 
 def trace(model: nn.Module, example: Any, atoms: set[int]) -> Flow:
@@ -153,7 +170,8 @@ class _Watch(TorchFunctionMode):
     def hooks(self) -> Iterator[None]:
         with ExitStack() as handles:
             for path, module in self.model.named_modules():
-                is_atom = id(module) in self.atoms or not any(True for _ in module.children())
+                is_leaf = all(name == "parametrizations" for name, _ in module.named_children())
+                is_atom = id(module) in self.atoms or is_leaf
                 for handle in self._attach(path, module, is_atom):
                     handles.callback(handle.remove)
             yield

@@ -48,22 +48,6 @@ class ChannelsLast(nn.Module):
         return out.reshape(x.shape)
 
 
-class AsMap(nn.Module):
-    """A norm applied to [N, C, L] as to a map [N, C, L, 1]; every other shape passes as it is.
-
-    Stands where a ``BatchNorm1d`` or ``GroupNorm`` stood: a bare norm would take [N, C, L] for tokens [N, S, C].
-    """
-
-    def __init__(self, norm: nn.Module) -> None:
-        super().__init__()
-        self.norm = norm
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[N, C, ...] -> [N, C, ...]."""
-        out: torch.Tensor = self.norm(x.unsqueeze(-1)).squeeze(-1) if x.ndim == 3 else self.norm(x)
-        return out
-
-
 class Keep(nn.Module):
     """The identity, as a new tensor: an in-place activation after it cannot overwrite what a skip path still reads.
 

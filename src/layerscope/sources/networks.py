@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -88,8 +89,8 @@ def _named(text: str, spec: Spec | None, shape: tuple[int, ...] | None, classes:
     if ".py" in text and (text.endswith(".py") or ".py:" in text):
         return _factory(factories.from_file(text), text, spec, shape, classes)
     if head.lower() not in nets.names() and rest and "=" not in rest:
-        if head.lower() in {"tim", "timm.models", "torch", "torchvision.models", "tv", "hf"}:
-            raise SourceError(f"{text!r}: {did_you_mean(head, _ZOOS)}")
+        if "." not in head and get_close_matches(head.lower(), _ZOOS, cutoff=0.7):
+            raise SourceError(f"no network {text!r}; {did_you_mean(head, _ZOOS)}")
         return _factory(factories.from_package(text), text, spec, shape, classes)
     try:
         nets.parse(text)
@@ -146,7 +147,11 @@ def _swapped(
 
 
 def _told(plan: SwapPlan) -> tuple[str, ...]:
-    notes = [] if plan.swapped else ["no norm was exchanged: this is the network as it is"]
+    notes = []
+    if plan.sites and len(plan.kept) == len(plan.sites):
+        notes.append(f"every norm is {plan.spec} already: this is the network as it is")
+    elif not plan.swapped:
+        notes.append("no norm was exchanged: this is the network as it is")
     if plan.refused:
         reasons = {s.refused: s for s in reversed(plan.refused)}
         first = plan.refused[0]

@@ -1,0 +1,57 @@
+"""Exact ReLU and max-pool on encrypted data: an integer network with power-of-two weights, and what it will cost.
+
+Products by powers of two are shifts, accumulators have sound ranges, and every backend (plain integers, gates, a
+maintained TFHE engine) computes the same bits. Source: SHE, Lou and Jiang, NeurIPS 2019, arXiv 1906.00148; where we
+depart from it, and why, stands in ``docs/encrypted.md``.
+
+::
+
+    from layerscope.methods import encrypted as she
+
+    print(she.cost(model, in_shape=(3, 32, 32)))           # what it will cost, layer by layer, before any key exists
+    qnet = she.quantize(model, calib, bits=3, act_bits=4, lookup_bits=6)
+    compiled = she.compile(qnet, backend="concrete")       # pip install 'layerscope[encrypted]'
+    client, server = compiled.client(), compiled.server()  # the server never holds a secret key
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from layerscope._lazy import lazy
+
+if TYPE_CHECKING:
+    from layerscope.methods.encrypted.errors import EncryptedError as EncryptedError
+    from layerscope.methods.encrypted.errors import EngineError as EngineError
+    from layerscope.methods.encrypted.errors import EnvelopeError as EnvelopeError
+    from layerscope.methods.encrypted.errors import InputError as InputError
+    from layerscope.methods.encrypted.errors import KeyFileError as KeyFileError
+    from layerscope.methods.encrypted.errors import KeyMismatchError as KeyMismatchError
+    from layerscope.methods.encrypted.errors import QuantizationError as QuantizationError
+    from layerscope.methods.encrypted.errors import UnsupportedModuleError as UnsupportedModuleError
+    from layerscope.methods.encrypted.errors import WidthError as WidthError
+    from layerscope.methods.encrypted.network import QuantizedNet as QuantizedNet
+    from layerscope.methods.encrypted.network import quantize as quantize
+    from layerscope.methods.encrypted.qat import QatNet as QatNet
+    from layerscope.methods.encrypted.qat import finetune as finetune
+    from layerscope.methods.encrypted.quantizer import log_quantize as log_quantize
+
+__getattr__, __dir__, __all__ = lazy(
+    __name__,
+    {
+        "quantize": "network",
+        "QuantizedNet": "network",
+        "log_quantize": "quantizer",
+        "finetune": "qat",
+        "QatNet": "qat",
+        "EncryptedError": "errors",
+        "EngineError": "errors",
+        "EnvelopeError": "errors",
+        "InputError": "errors",
+        "KeyFileError": "errors",
+        "KeyMismatchError": "errors",
+        "QuantizationError": "errors",
+        "UnsupportedModuleError": "errors",
+        "WidthError": "errors",
+    },
+)

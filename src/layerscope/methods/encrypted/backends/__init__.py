@@ -1,0 +1,1 @@
+"""Who evaluates an integer network: gates in the clear, Concrete, TenSEAL, OpenFHE."""

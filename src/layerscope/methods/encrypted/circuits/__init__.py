@@ -1,0 +1,1 @@
+"""Gates: builder, adders, accumulators, activations, bit-sliced simulation. Knows integers, no network."""

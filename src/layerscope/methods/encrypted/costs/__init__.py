@@ -1,0 +1,1 @@
+"""What encrypted inference will cost, before any key exists."""

@@ -1,0 +1,1 @@
+"""Client and server: envelopes, keys, sessions, a loopback service."""

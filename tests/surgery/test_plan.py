@@ -78,6 +78,21 @@ def test_nothing_happens_before_apply():
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
 
 
+def test_buffers_that_change_also_in_eval_mode_are_put_back():
+    class Counter(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x):
+            self.calls += 1
+            return x
+
+    net = nn.Sequential(Counter(), nn.BatchNorm2d(3))
+    plan_swap(net, "layer", example=torch.randn(2, 3, 4, 4))
+    assert net[0].calls == 0
+
+
 def test_affine_values_dtype_flags_and_running_statistics_are_carried():
     net = nn.Sequential(nn.BatchNorm2d(6)).double()
     old = net[0]

@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from layerscope.surgery.activations import is_activation as is_activation
     from layerscope.surgery.adapters import Known as Known
     from layerscope.surgery.adapters import register_adapter as register_adapter
-    from layerscope.surgery.primitive import Exchange as Exchange
-    from layerscope.surgery.primitive import exchange as exchange
     from layerscope.surgery.plan import Applied as Applied
     from layerscope.surgery.plan import SwapPlan as SwapPlan
     from layerscope.surgery.plan import plan_swap as plan_swap
+    from layerscope.surgery.primitive import Exchange as Exchange
+    from layerscope.surgery.primitive import exchange as exchange
     from layerscope.surgery.sites import Site as Site
 
 __getattr__, __dir__, __all__ = lazy(

@@ -16,10 +16,10 @@ from layerscope.errors import SwapError
 from layerscope.spec import Spec
 from layerscope.surgery.adapters import Known, describe
 from layerscope.surgery.carry import starts_silent
-from layerscope.surgery.primitive import Exchange, exchange, refuse_wrapped
 from layerscope.surgery.neighbours import Neighbours
 from layerscope.surgery.optimiser import Succession, repoint
 from layerscope.surgery.planner import Change, Decision, Indivisible, Planner
+from layerscope.surgery.primitive import Exchange, exchange, refuse_wrapped
 from layerscope.surgery.select import Only, select
 from layerscope.surgery.sites import Site, Status
 from layerscope.surgery.table import plan_table

@@ -13,8 +13,8 @@ from torch import nn
 
 from layerscope import norms
 from layerscope.errors import LayerscopeError
-from layerscope.spec import Spec
 from layerscope.norms.base import ChannelsFirst1d
+from layerscope.spec import Spec
 from layerscope.surgery.adapters import Known, is_act
 from layerscope.surgery.carry import carry, has_trained_affine
 from layerscope.surgery.neighbours import Neighbours, Unknown

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from layerscope import nets, norms
+from layerscope import nets
 from layerscope.errors import SourceError, SpecError, SwapError, did_you_mean
 from layerscope.sources import factories, zoo
 from layerscope.sources.rng import seeded
@@ -68,7 +68,9 @@ def build(
         SpecError: an unknown norm or network parameter.
         MissingExtraError: timm or torchvision is needed and not installed.
     """
-    spec = None if norm is None or str(norm).strip().lower() == AS_IS else norms.parse(norm)
+    spec = None
+    if norm is not None and str(norm).strip().lower() != AS_IS:
+        spec = plan_swap(nn.Identity(), norm).spec  # a wrong name is said before anything is built
     shape = _shape(in_shape)
     with seeded(seed):
         if isinstance(source, str):
@@ -81,7 +83,7 @@ def build(
     raise SourceError(f"a network is {_FORMS}, a module or a callable; got {type(source).__name__}")
 
 
-def _named(text: str, spec: Spec | None, shape: tuple[int, ...] | None, classes: int, seed: int) -> Built:
+def _named(text: str, spec: str | None, shape: tuple[int, ...] | None, classes: int, seed: int) -> Built:
     head, _, rest = text.partition(":")
     if head in _ZOOS:
         made, notes = _ZOOS[head](rest, shape or (3, 32, 32), classes)
@@ -99,10 +101,10 @@ def _named(text: str, spec: Spec | None, shape: tuple[int, ...] | None, classes:
             raise
         raise SourceError(f"no network {text!r}: expected {_FORMS}; {did_you_mean(head, nets.names())}") from error
     module = nets.build(text, spec or "batch", in_shape=shape or (3, 32, 32), classes=classes, seed=seed)
-    return Built(module, text, AS_IS if spec is None else str(spec))
+    return Built(module, text, AS_IS if spec is None else spec)
 
 
-def _module(source: nn.Module, spec: Spec | None, shape: tuple[int, ...] | None) -> Built:
+def _module(source: nn.Module, spec: str | None, shape: tuple[int, ...] | None) -> Built:
     label = type(source).__name__
     if spec is None:
         return Built(source, label, AS_IS)
@@ -117,22 +119,20 @@ def _module(source: nn.Module, spec: Spec | None, shape: tuple[int, ...] | None)
 
 
 def _factory(
-    factory: Callable[..., Any], what: str, spec: Spec | None, shape: tuple[int, ...] | None, classes: int
+    factory: Callable[..., Any], what: str, spec: str | None, shape: tuple[int, ...] | None, classes: int
 ) -> Built:
     offers: dict[str, Any] = {"classes": classes}
     if spec is not None:
-        offers["norm"] = str(spec)
+        offers["norm"] = spec
     if shape is not None:
         offers["in_shape"] = shape
     module, taken = factories.call(factory, what, offers)
     if spec is not None and "norm" in taken:
-        return Built(module, what, str(spec), ("the norm was handed to the factory",))
+        return Built(module, what, spec, ("the norm was handed to the factory",))
     return _swapped(module, what, spec, shape, [])
 
 
-def _swapped(
-    module: nn.Module, label: str, spec: Spec | None, shape: tuple[int, ...] | None, notes: list[str]
-) -> Built:
+def _swapped(module: nn.Module, label: str, spec: str | None, shape: tuple[int, ...] | None, notes: list[str]) -> Built:
     if spec is None:
         return Built(module, label, AS_IS, tuple(notes))
     plan = None
@@ -143,7 +143,7 @@ def _swapped(
             notes.append(f"planned without an example, because {error}")
     plan = plan_swap(module, spec) if plan is None else plan
     applied = plan.apply()
-    return Built(applied.model, label, str(spec), (*notes, *_told(plan)), plan)
+    return Built(applied.model, label, spec, (*notes, *_told(plan)), plan)
 
 
 def _told(plan: SwapPlan) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ SPECS = [norms.info(n).example or n for n in norms.names()]
 SHAPES = {"vector": (8, 16), "token": (4, 5, 16), "map": (4, 16, 6, 6)}
 #: what has no statistics of its own kind on a layout, and says so
 REFUSED = {("instance", "vector"), ("switchable", "vector"), ("evonorm-s0", "vector"), ("evonorm-s0", "token")}
-BATCH = {"batch", "variance", "evonorm-b0", "mean", "ghost", "renorm", "switchable", "mixture"}
+BATCH = {"batch", "variance", "evonorm-b0", "mean", "ghost", "renorm", "switchable", "mixture", "mode"}
 
 
 def stack(spec: str, channels: int = 16, seed: int = 0) -> nn.Module:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from layerscope.norms.base import ChannelsFirst1d as ChannelsFirst1d
     from layerscope.norms.base import NormInputError as NormInputError
     from layerscope.norms.batch import BatchNorm as BatchNorm
+    from layerscope.norms.calibration import recalibrate as recalibrate
     from layerscope.norms.evonorm import EvoNormB0 as EvoNormB0
     from layerscope.norms.evonorm import EvoNormS0 as EvoNormS0
     from layerscope.norms.facts import NormInfo as NormInfo
@@ -34,6 +35,12 @@ if TYPE_CHECKING:
     from layerscope.norms.group import InstanceNorm as InstanceNorm
     from layerscope.norms.group import LayerNorm as LayerNorm
     from layerscope.norms.grouping import nearest_divisor as nearest_divisor
+    from layerscope.norms.mixture import MixtureNorm as MixtureNorm
+    from layerscope.norms.mixture import MixtureNorm1d as MixtureNorm1d
+    from layerscope.norms.mixture import MixtureNorm2d as MixtureNorm2d
+    from layerscope.norms.mixture import MixtureNorm3d as MixtureNorm3d
+    from layerscope.norms.mixture_channel import ChannelMixtureNorm as ChannelMixtureNorm
+    from layerscope.norms.mode import ModeNorm as ModeNorm
     from layerscope.norms.pointwise import DynamicErf as DynamicErf
     from layerscope.norms.pointwise import DynamicTanh as DynamicTanh
     from layerscope.norms.pointwise import GlobalResponseNorm as GlobalResponseNorm
@@ -76,6 +83,13 @@ __getattr__, __dir__, __all__ = lazy(
         "GroupNorm": "group",
         "LayerNorm": "group",
         "InstanceNorm": "group",
+        "MixtureNorm": "mixture",
+        "MixtureNorm1d": "mixture",
+        "MixtureNorm2d": "mixture",
+        "MixtureNorm3d": "mixture",
+        "ChannelMixtureNorm": "mixture_channel",
+        "ModeNorm": "mode",
+        "recalibrate": "calibration",
         "BatchRenorm": "renorm",
         "EvoNormB0": "evonorm",
         "EvoNormS0": "evonorm",

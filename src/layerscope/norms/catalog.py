@@ -13,6 +13,9 @@ from layerscope.norms.facts import NormInfo, Param
 #: 1 / std of relu(z), z ~ N(0, 1): sqrt(2 pi / (pi - 1)).
 RELU_GAIN = math.sqrt(2 * math.pi / (math.pi - 1))
 
+#: What a mixture's posteriors belong to.
+POSTERIORS = ("joint", "channel", "sample")
+
 _HERE = "layerscope.norms."
 
 _EPS = Param("eps", "float", 1e-5, "added to the variance", above=0)
@@ -262,5 +265,31 @@ CATALOG: tuple[NormInfo, ...] = (
         weight=_HERE + "weights:weight_standardization",
         grouping="given",
         example="ws-group:size=8",
+    ),
+    NormInfo(
+        "mixture",
+        "Mixture Normalization: a Gaussian mixture in place of batch norm's Gaussian",
+        (
+            Param("k", "int", 3, "components", low=1),
+            Param("posterior", "str", "joint", "per position, per channel or per image", choices=POSTERIORS),
+            Param("temperature", "str", "channels", "divides the log posterior: 'channels' or a number"),
+            Param("scale", "str", "fisher", "1/sqrt(share) or 1/sqrt(K share)", choices=("fisher", "unit")),
+            _MOMENTUM,
+            _EPS,
+            Param("seed", "int", 0, "of the seeding's own random generator"),
+        ),
+        ("mn", "mixturenorm"),
+        "Kalayeh & Shah 2018, arXiv 1806.02892",
+        norm=_HERE + "mixture_kinds:mixture_norm",
+        uses_batch=True,
+    ),
+    NormInfo(
+        "mode",
+        "Mode Normalization: a learned gate chooses among several batch statistics",
+        (Param("k", "int", 2, "modes", low=1), _MOMENTUM, _EPS),
+        ("modenorm",),
+        "Deecke, Murray & Bilen 2019, arXiv 1810.05466",
+        norm=_HERE + "mode:ModeNorm",
+        uses_batch=True,
     ),
 )

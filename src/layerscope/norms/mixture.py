@@ -1,0 +1,368 @@
+"""Mixture normalization: batch normalization with a Gaussian mixture in place of the single Gaussian.
+
+Kalayeh & Shah, "Training Faster by Separating Modes of Variation in Batch-normalized Models", arXiv 1806.02892.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from layerscope.errors import SpecError
+from layerscope.norms.base import ChannelNorm, NormInputError, require_several, wide
+from layerscope.norms.mixture_kernel import (
+    MixtureTransform,
+    Reduce,
+    dense,
+    evaluate,
+    posterior_moments,
+    rows,
+    unrows,
+)
+from layerscope.norms.mixture_math import (
+    Mixture,
+    Moments,
+    amplitude,
+    floored,
+    moments,
+    posteriors,
+    seed_mixture,
+    transform,
+)
+
+Scale = Literal["fisher", "unit"]
+
+#: Samples that a mixture is seeded from.
+SEED_SAMPLES = 4096
+
+
+class MixtureNorm(ChannelNorm):
+    """y = weight * sum_k tau_k / sqrt(share_k) * (x - mean_k) / sqrt(var_k + eps) + bias.
+
+    Every position is a sample in R^C with posteriors tau over the K components of a Gaussian mixture; mean_k and var_k
+    are the tau-weighted moments of the batch, share_k its part of the mass. With one component it is batch
+    normalization. The output has mean zero for any tau and, with separated components, standard deviation sqrt(K).
+
+    How the mixture is kept: the first training batch seeds it (k-means++, Lloyd, EM on at most 4096 positions); after
+    that every batch is one step of stepwise EM: its posteriors under the present mixture give the moments that
+    normalize it, and the mixture moves toward them, every component in proportion to the mass that it got.
+    Evaluation uses the same mixture for posteriors and the running moments. Gradients go through the moments, not
+    through the posteriors.
+
+    Args:
+        channels: number of channels C.
+        k: number of components K.
+        temperature: divides the log posterior. ``channels`` (the number C, the default) keeps posteriors soft; 1 is the
+            posterior of the Gaussian mixture itself, which in tens of channels is all but hard.
+        scale: ``fisher`` divides by sqrt(share_k), the paper's; ``unit`` by sqrt(K share_k).
+        momentum: smallest weight of the newest batch in running moments (the t-th batch has at least 1/t); None freezes
+            the mixture and averages all batches since :meth:`reset_running_stats`.
+        eps: added to the variances.
+        affine: learn a weight and bias per channel.
+        grad_posterior: let gradients go through the posteriors too (slower, more memory).
+        sync: sum the moments over the processes of ``torch.distributed``.
+        seed: of the seeding's own random generator.
+
+    Raises:
+        NormInputError: in training mode, a single position, or values that are not finite (or above about 1e18).
+        SpecError: fewer than one component, or an unknown temperature or scale.
+    """
+
+    mixture_weight: Tensor
+    mixture_mean: Tensor
+    mixture_var: Tensor
+    running_weight: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+    running_count: Tensor
+    num_batches_tracked: Tensor
+    seeded: Tensor
+
+    def __init__(
+        self,
+        channels: int,
+        k: int = 3,
+        temperature: str | float = "channels",
+        scale: str = "fisher",
+        momentum: float | None = 0.1,
+        eps: float = 1e-5,
+        affine: bool = True,
+        grad_posterior: bool = False,
+        sync: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(channels, eps=eps, affine=affine)
+        if k < 1:
+            raise SpecError(f"mixture needs at least one component, got k={k}")
+        if scale not in ("fisher", "unit"):
+            raise SpecError(f"mixture: scale must be fisher or unit, not {scale!r}")
+        self.k, self.scale, self.momentum = k, scale, momentum
+        self.temperature = _temperature(temperature, channels)
+        self.grad_posterior, self.sync, self.seed = grad_posterior, sync, seed
+        for prefix in ("mixture", "running"):
+            self.register_buffer(f"{prefix}_weight", self._shares())
+            self.register_buffer(f"{prefix}_mean", torch.zeros(k, channels))
+            self.register_buffer(f"{prefix}_var", torch.ones(k, channels))
+        self.register_buffer("running_count", torch.zeros_like(self._shares()))
+        self.register_buffer("num_batches_tracked", torch.tensor(0, dtype=torch.long))
+        self.register_buffer("seeded", torch.tensor(False))
+        self._is_seeded = False  # the same, without a look at the device
+        self._before: Mixture | None = None
+
+    def _shares(self) -> Tensor:
+        return torch.full((self.k,), 1 / self.k)
+
+    @property
+    def mixture(self) -> Mixture:
+        """The mixture that posteriors are computed from, before floors."""
+        return Mixture(self.mixture_weight, self.mixture_mean, self.mixture_var)
+
+    @property
+    def running(self) -> Mixture:
+        """Share, mean and variance of every component, as evaluation mode normalizes with."""
+        return Mixture(self.running_weight, self.running_mean, self.running_var)
+
+    def reset_running_stats(self) -> None:
+        """Forget the running moments; the mixture that gives the posteriors stays."""
+        self.running_weight.copy_(self._shares())
+        self.running_mean.zero_()
+        self.running_var.fill_(1)
+        self.running_count.zero_()
+        self.num_batches_tracked.zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C], tokens [N, S, C] or maps [N, C, *] to the same shape."""
+        self.axis(x)
+        with torch.autocast(x.device.type, enabled=False):
+            z = dense(wide(x))
+            y = self._train(z) if self.training else self._evaluate(z)
+        return y.to(x.dtype)
+
+    def _train(self, z: Tensor) -> Tensor:
+        self._require_batch(z)
+        mixture = _to(floored(self._mixture_of_this_pass(), self.eps), z)
+        if torch.compiler.is_compiling() or self.grad_posterior:
+            x = rows(z)
+            tau = posteriors(x if self.grad_posterior else x.detach(), mixture, self.temperature)
+            batch = moments(x, tau)
+            self._track(Moments(*(t.detach() for t in batch)))
+            alpha = amplitude(batch.share.detach(), self.scale)
+            return self.scale_and_shift(unrows(transform(x, tau, batch.mean, batch.var, alpha, self.eps), z))
+        reduce = self._reduce()
+        with torch.no_grad():
+            tau, batch = posterior_moments(rows(z), mixture, self.temperature, reduce)
+            self._require_finite(batch.var.sum())
+            self._track(batch)
+            alpha = amplitude(batch.share, self.scale)
+        weight, bias = self._affine(z)
+        y: Tensor = MixtureTransform.apply(z, weight, bias, tau, batch, alpha, self.eps, reduce)  # type: ignore[no-untyped-call]  # torch's own signature
+        return y
+
+    def _evaluate(self, z: Tensor) -> Tensor:
+        mixture, run = _to(floored(self.mixture, self.eps), z), _to(self.running, z)
+        alpha = amplitude(run.weight, self.scale)
+        trains_affine = self.weight is not None and self.weight.requires_grad
+        if (torch.is_grad_enabled() and (z.requires_grad or trains_affine)) or torch.compiler.is_compiling():
+            x = rows(z)
+            tau = posteriors(x if self.grad_posterior else x.detach(), mixture, self.temperature)
+            return self.scale_and_shift(unrows(transform(x, tau, run.mean, run.var, alpha, self.eps), z))
+        weight, bias = self._affine(z)
+        scale = alpha * torch.rsqrt(run.var + self.eps) * weight
+        y = torch.empty_like(z)
+        evaluate(rows(z), rows(y), mixture, self.temperature, scale, bias - run.mean * scale)
+        return y
+
+    def _require_batch(self, z: Tensor) -> None:
+        """A batch of several positions, and a mixture: the first one seeds it."""
+        remedy = "use a larger batch, eval() mode, or a norm without batch statistics such as group"
+        require_several(z.numel() // self.channels, f"{self.label} in training mode", "the batch", remedy)
+        if not self._is_seeded:
+            self._seed(z)
+
+    def _affine(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        weight = z.new_ones(self.channels) if self.weight is None else self.weight.to(z.dtype)
+        bias = z.new_zeros(self.channels) if self.bias is None else self.bias.to(z.dtype)
+        return weight, bias
+
+    def _require_finite(self, value: Tensor) -> None:
+        if not bool(torch.isfinite(value)):
+            raise NormInputError(
+                f"{self.label} in training mode got values that are not finite, or whose squares are not; "
+                "look for the layer before it that produced them (a smaller learning rate often helps)"
+            )
+
+    # the mixture and the running moments
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch's own decorator carries no types
+    @torch.no_grad()
+    def _seed(self, z: Tensor) -> None:
+        generator = torch.Generator().manual_seed(self.seed)
+        samples = rows(z).transpose(1, 2).reshape(-1, self.channels)
+        if samples.shape[0] > SEED_SAMPLES:
+            samples = samples[torch.randperm(samples.shape[0], generator=generator)[:SEED_SAMPLES].to(z.device)]
+        self._require_finite(samples.square().sum())
+        self._set_mixture(self._fit(samples, generator))
+
+    def _fit(self, samples: Tensor, generator: torch.Generator) -> Mixture:
+        return seed_mixture(samples, self.k, generator, temperature=self.temperature, eps=self.eps)
+
+    @torch.no_grad()
+    def _set_mixture(self, mixture: Mixture) -> None:
+        for buffer, value in zip(self.mixture, mixture, strict=True):
+            buffer.copy_(value)
+            if self.sync and _is_distributed():
+                torch.distributed.broadcast(buffer, 0)
+        self.seeded.fill_(True)
+        self._is_seeded = True
+
+    def _mixture_of_this_pass(self) -> Mixture:
+        # activation checkpointing runs forward again inside backward: that run must see the mixture of the first one
+        return self._before if _recomputing() and self._before is not None else self.mixture
+
+    @torch.no_grad()
+    def _track(self, batch: Moments) -> None:
+        """Move the running moments, and the mixture with them, toward those of the batch."""
+        if _recomputing():
+            return
+        total = batch.mass.sum(0, keepdim=True)
+        share, unbiased = batch.mass / total, batch.var * (total / (total - 1).clamp_min(1))
+        self.num_batches_tracked += 1
+        if self.momentum is None:
+            self._average(batch)
+            return
+        if not torch.compiler.is_compiling():
+            self._before = Mixture(*(b.clone() for b in self.mixture))
+        rate = torch.reciprocal(self.num_batches_tracked.to(share.dtype)).clamp_min(self.momentum)
+        for target in (self.mixture, self.running):
+            _toward(target, share, batch.mean, unbiased, rate)
+
+    def _average(self, batch: Moments) -> None:
+        """Pool the batch with all those since the last reset (Chan's update): the order of batches does not matter."""
+        old, new = self.running_count, batch.mass.to(self.running_count.dtype)
+        total = old + new
+        part = (new / total.clamp_min(torch.finfo(total.dtype).tiny)).reshape(self.k, -1)
+        shift = batch.mean - self.running_mean
+        spread = shift.square() * part * (1 - part)
+        self.running_var.copy_(torch.lerp(self.running_var, batch.var.to(self.running_var.dtype), part) + spread)
+        self.running_mean.add_(shift * part)
+        self.running_count.copy_(total)
+        self.running_weight.copy_(total / total.sum(0, keepdim=True))
+
+    def _reduce(self) -> Reduce:
+        return _all_reduce if self.sync and _is_distributed() else None
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        self._is_seeded = bool(self.seeded)
+        self._before = None
+
+    @classmethod
+    def from_batchnorm(cls, bn: nn.Module, k: int = 3, **options: Any) -> Self:
+        """A layer that computes, in evaluation mode, what the trained batch norm ``bn`` computes.
+
+        All components get its running moments and the same share, so that the posteriors do not matter; the weight is
+        divided by sqrt(K) under ``scale="fisher"``. The mixture itself starts as K copies of the batch norm's Gaussian,
+        shifted by a tenth of a standard deviation, from where training separates them.
+
+        Raises:
+            SpecError: ``bn`` is no batch norm, or keeps no running statistics.
+        """
+        if not isinstance(bn, _BatchNorm) or bn.running_mean is None or bn.running_var is None:
+            raise SpecError(f"from_batchnorm needs a batch norm with running statistics, got {type(bn).__name__}")
+        options = {"momentum": bn.momentum, "eps": bn.eps, "affine": bn.affine} | options
+        made = cls(bn.num_features, k, **options).to(bn.running_mean)
+        noise = torch.randn(k, bn.num_features, generator=torch.Generator().manual_seed(made.seed)).to(bn.running_mean)
+        std = torch.sqrt(bn.running_var + bn.eps)
+        made._set_mixture(Mixture(made.mixture_weight.clone(), bn.running_mean + 0.1 * noise * std, bn.running_var))
+        made.running_mean.copy_(bn.running_mean.expand_as(made.running_mean))
+        made.running_var.copy_(bn.running_var.expand_as(made.running_var))
+        made.num_batches_tracked.fill_(max(1, int(bn.num_batches_tracked or 1)))
+        with torch.no_grad():
+            if made.weight is not None and made.bias is not None:
+                made.weight.copy_(bn.weight / math.sqrt(k) if made.scale == "fisher" else bn.weight)
+                made.bias.copy_(bn.bias)
+        return made.train(bn.training)
+
+    def extra_repr(self) -> str:
+        """What ``repr`` shows."""
+        return (
+            f"{self.channels}, k={self.k}, temperature={self.temperature:g}, scale={self.scale}, "
+            f"momentum={self.momentum}, eps={self.eps}"
+        )
+
+
+class MixtureNorm1d(MixtureNorm):
+    """Mixture normalization in place of ``nn.BatchNorm1d``: vectors [N, C] or sequences [N, C, L]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C] or [N, C, L] to the same shape."""
+        _require_rank(self, x, (2, 3), "[N, C] or [N, C, L]")
+        return super().forward(x.unsqueeze(-1)).squeeze(-1) if x.ndim == 3 else super().forward(x)
+
+
+class MixtureNorm2d(MixtureNorm):
+    """Mixture normalization in place of ``nn.BatchNorm2d``: maps [N, C, H, W]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] to the same shape."""
+        _require_rank(self, x, (4,), "[N, C, H, W]")
+        return super().forward(x)
+
+
+class MixtureNorm3d(MixtureNorm):
+    """Mixture normalization in place of ``nn.BatchNorm3d``: volumes [N, C, D, H, W]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, D, H, W] to the same shape."""
+        _require_rank(self, x, (5,), "[N, C, D, H, W]")
+        return super().forward(x)
+
+
+def _require_rank(layer: MixtureNorm, x: Tensor, ranks: tuple[int, ...], shape: str) -> None:
+    if x.ndim not in ranks:
+        raise NormInputError(f"{layer.label} takes {shape}, got {tuple(x.shape)}")
+
+
+def _temperature(value: str | float, channels: int) -> float:
+    if value == "channels":
+        return float(channels)
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not (number > 0 and math.isfinite(number)):
+        raise SpecError(f"mixture: temperature must be 'channels' or a number greater than 0, not {value!r}")
+    return number
+
+
+def _to(mixture: Mixture, like: Tensor) -> Mixture:
+    return Mixture(*(t.to(like.dtype) for t in mixture))
+
+
+def _toward(target: Mixture, share: Tensor, mean: Tensor, var: Tensor, rate: Tensor) -> None:
+    """One stepwise EM update: a component moves as far as its part of the new mass says."""
+    share = share.to(target.weight.dtype)
+    part = rate * share / ((1 - rate) * target.weight + rate * share).clamp_min(torch.finfo(share.dtype).tiny)
+    part = part.reshape(part.shape[0], -1).expand_as(target.mean)
+    target.mean.lerp_(mean.to(target.mean.dtype), part)
+    target.var.lerp_(var.to(target.var.dtype), part)
+    target.weight.lerp_(share, rate.to(share.dtype))
+
+
+def _recomputing() -> bool:
+    """Whether autograd's backward pass is running: a forward pass now is activation checkpointing doing it again."""
+    if torch.compiler.is_compiling():
+        return False
+    return bool(torch._C._current_graph_task_id() != -1)
+
+
+def _is_distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def _all_reduce(x: Tensor) -> None:
+    torch.distributed.all_reduce(x)

@@ -152,6 +152,7 @@ _NO_LAW: Mapping[str, str] = {
     "evonorm-s0": "EvoNorm's own activation is not a ReLU and depends on the scale of its input",
     "switchable": "a mixture of three kinds of statistics is not covered",
     "renorm": "its running statistics are not those of the batch at initialization",
+    "mode": "statistics of a mixture's components are not covered",
     "mixture": "statistics of a mixture's components are not covered",
     "mean": "centring without rescaling is not covered",
     "proxy": "the proxy's re-centring of single channels is not covered",

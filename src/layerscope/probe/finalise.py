@@ -8,14 +8,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from layerscope.probe.recorder import Trace
 from layerscope.probe.records import LayerRecord
 from layerscope.probe.reducers import Reduced
 from layerscope.probe.summary import COLUMNS, summarise
 from layerscope.quantities import health, rank, similarity
-from layerscope.quantities.moments import Tables
+from layerscope.quantities.moments import Tables, batch_normalized
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ def finalise(traces: Sequence[Trace]) -> list[Site]:
     """One :class:`Site` per trace, in order."""
     unique = {id(t.kept): t.kept for t in traces}
     numbers: dict[int, dict[str, float]] = {key: {} for key in unique}
-    _tables(unique, numbers)
+    _tables(traces, unique, numbers)
     _cosines(unique, numbers)
     _grams(unique, numbers)
     for key, kept in unique.items():
@@ -53,21 +54,42 @@ def finalise(traces: Sequence[Trace]) -> list[Site]:
     return sites
 
 
-def _tables(unique: dict[int, Reduced], numbers: dict[int, dict[str, float]]) -> None:
-    groups: dict[tuple[torch.Size, int], list[int]] = defaultdict(list)
+def _tables(traces: Sequence[Trace], unique: dict[int, Reduced], numbers: dict[int, dict[str, float]]) -> None:
+    groups: dict[tuple[torch.Size, int], list[tuple[int, Tables]]] = defaultdict(list)
     rows: list[tuple[int, Tensor]] = []
     for key, kept in unique.items():
         if kept.summary is not None:
             rows.append((key, kept.summary))
         elif kept.tables is not None:
-            groups[kept.tables.sums.shape, kept.tables.positions].append(key)
-    for (_, positions), keys in groups.items():
-        tables = [t for k in keys if (t := unique[k].tables) is not None]
-        together = Tables(torch.stack([t.sums for t in tables]), torch.stack([t.norms for t in tables]), positions)
-        rows += list(zip(keys, summarise(together), strict=True))
-    if rows:
-        for (key, _), values in zip(rows, torch.stack([r for _, r in rows]).tolist(), strict=True):
-            numbers[key].update(zip(COLUMNS, values, strict=True))
+            groups[kept.tables.sums.shape, kept.tables.positions].append((key, kept.tables))
+    for group in groups.values():
+        rows += zip((key for key, _ in group), summarise(_stack([t for _, t in group])), strict=True)
+    rows += _normalized(traces)
+    for (key, _), values in zip(rows, torch.stack([r for _, r in rows]).tolist() if rows else [], strict=True):
+        numbers[key].update(zip(COLUMNS, values, strict=True))
+
+
+def _normalized(traces: Sequence[Trace]) -> list[tuple[int, Tensor]]:
+    """Summaries of batch norm outputs that were not read, from their inputs' tables."""
+    groups: dict[tuple[torch.Size, int, float, bool], list[tuple[int, Tables, nn.Module]]] = defaultdict(list)
+    for trace in traces:
+        source, module = trace.kept.normalizes, trace.module
+        if source is not None and source.tables is not None and isinstance(module, _BatchNorm):
+            key = source.tables.sums.shape, source.positions, module.eps, module.affine
+            groups[key].append((id(trace.kept), source.tables, module))
+    rows: list[tuple[int, Tensor]] = []
+    for (_, _, eps, affine), group in groups.items():
+        weight, bias = (
+            (torch.stack([getattr(m, name).detach() for _, _, m in group]) if affine else None)
+            for name in ("weight", "bias")
+        )
+        after = batch_normalized(_stack([t for _, t, _ in group]), weight, bias, eps)
+        rows += zip((key for key, _, _ in group), summarise(after), strict=True)
+    return rows
+
+
+def _stack(tables: Sequence[Tables]) -> Tables:
+    return Tables(torch.stack([t.sums for t in tables]), torch.stack([t.norms for t in tables]), tables[0].positions)
 
 
 def _cosines(unique: dict[int, Reduced], numbers: dict[int, dict[str, float]]) -> None:

@@ -107,11 +107,15 @@ def find_points(
             inside_leaf.append(f"{path}.parametrizations." if path else "parametrizations.")
         if type(module) is nn.ModuleDict or type(module) is nn.ModuleList:
             continue
-        candidate = blocks is None and not (leaf or block) and bool(path) and not isinstance(module, nn.Sequential)
+        candidate = blocks is None and not (leaf or block) and bool(path) and _may_be_block(module)
         if _matches(name, select) if select is not None else leaf or block or candidate:
             role = "block" if block or candidate else role_of(module)
             points.append(Point(name, module, role, around, leaf, candidate))
     return points
+
+
+def _may_be_block(module: nn.Module) -> bool:
+    return not isinstance(module, nn.Sequential) and any(p.ndim > 1 for p in module.parameters())
 
 
 def _has_children(module: nn.Module) -> bool:

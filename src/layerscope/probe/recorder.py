@@ -15,10 +15,13 @@ from torch.utils.hooks import RemovableHandle
 
 from layerscope.probe.layouts import AxisMemory, samples_first, view
 from layerscope.probe.outputs import first_tensor
+from layerscope.probe.plans import Plan, plan
 from layerscope.probe.points import Point
 from layerscope.probe.records import Level, Role
-from layerscope.probe.reducers import Reduced, Scratch, plan, reduce_forward, reduce_gradient
+from layerscope.probe.reducers import Reduced, Reducer, reduce_gradient
 from layerscope.probe.residual import is_sum_of_paths
+
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 @dataclass(slots=True)
@@ -50,7 +53,7 @@ class Recorder:
         self.traces: list[Trace] = []
         self.busy = False
         self._handles: list[RemovableHandle] = []
-        self._scratch = Scratch()
+        self._reduce = Reducer()
         self._watching = False
 
     def __enter__(self) -> Recorder:
@@ -82,9 +85,12 @@ class Recorder:
         def on_forward(module: nn.Module, args: Any, output: Any) -> None:
             if self._watching:
                 out = first_tensor(output)
+                if point.is_candidate and out is not None and self._known(out) is not None:
+                    return  # a stage that hands on its last block's output is no block of its own
                 residual = point.role == "block" and out is not None and is_sum_of_paths(out)
                 if residual or not point.is_candidate:
-                    self.record(point.path, point.kind, point.role, point.block, module, out, residual)
+                    source = args[0] if type(module) in _BATCH_NORMS and args else None
+                    self.record(point.path, point.kind, point.role, point.block, module, out, source, residual)
 
         return on_forward
 
@@ -96,9 +102,23 @@ class Recorder:
         block: str | None,
         module: nn.Module | None,
         out: Tensor | None,
+        source: Tensor | None = None,
         residual: bool = False,
     ) -> None:
-        """Reduce ``out`` now. Identities and views of a tensor already read are not recorded again, blocks are."""
+        """Reduce ``out`` now.
+
+        Identities and views of a tensor that was already read are not recorded again; blocks are, by reference.
+
+        Args:
+            path: call site without its count.
+            kind: class or function name.
+            role: decides what is measured.
+            block: the block around it.
+            module: None for a function.
+            out: what was returned.
+            source: the input, if the output's moments follow from it.
+            residual: the output is a sum of two paths.
+        """
         if out is None or not out.is_floating_point():
             return
         known = self._known(out)
@@ -110,30 +130,36 @@ class Recorder:
         self._calls[path] += 1
         name = path if self._calls[path] == 1 else f"{path}#{self._calls[path]}"
         if known is not None:
-            self.traces.append(
-                Trace(name, kind, role, block, tuple(rows.shape), module, known.kept, known.grad, residual)
-            )
+            self.traces.append(Trace(name, kind, role, block, known.shape, module, known.kept, known.grad, residual))
             return
-        self.busy = True
-        try:
-            if torch.is_autocast_enabled(self.device_type):
-                with torch.autocast(self.device_type, enabled=False):
-                    kept = self._reduce(module, role, rows)
-            else:
-                kept = self._reduce(module, role, rows)
-        finally:
-            self.busy = False
+        todo = plan(self.level, role)
+        kept = self._derived(module, source, todo) or self._read(module, rows, todo)
         trace = Trace(name, kind, role, block, tuple(rows.shape), module, kept, [], residual)
-        if out.requires_grad:
+        if todo.gradient and out.requires_grad:
             grad = trace.grad
-            out.register_hook(lambda g: grad.append(reduce_gradient(g)))  # type: ignore[no-untyped-call]  # torch does not annotate it
+            out.register_hook(lambda g: grad.append(reduce_gradient(g)))  # type: ignore[no-untyped-call]  # not annotated
         self.traces.append(trace)
         self._seen[out.data_ptr()] = (weakref.ref(out), out._version, trace)
 
-    def _reduce(self, module: nn.Module | None, role: Role, rows: Tensor) -> Reduced:
-        return reduce_forward(
-            view(rows, self._axes.channels_are_last(module, rows)), plan(self.level, role), self._scratch
-        )
+    def _read(self, module: nn.Module | None, rows: Tensor, todo: Plan) -> Reduced:
+        self.busy = True
+        try:
+            seen = view(rows, self._axes.channels_are_last(module, rows))
+            if torch.is_autocast_enabled(self.device_type):
+                with torch.autocast(self.device_type, enabled=False):
+                    return self._reduce(seen, todo)
+            return self._reduce(seen, todo)
+        finally:
+            self.busy = False
+
+    def _derived(self, module: nn.Module | None, source: Tensor | None, todo: Plan) -> Reduced | None:
+        """What follows from the input of a plain batch norm, where nothing else is to be read off its output."""
+        if source is None or module is None or todo.cosine or len(module._forward_hooks) > 1:
+            return None
+        known = self._known(source)
+        if known is None or known.kept.tables is None:
+            return None
+        return Reduced(known.kept.layout, known.kept.samples, known.kept.positions, normalizes=known.kept)
 
     def _known(self, out: Tensor) -> Trace | None:
         """The trace of the same living values, if they were read before."""
@@ -142,5 +168,6 @@ class Recorder:
             return None
         ref, version, trace = entry
         tensor = ref()
-        same = tensor is not None and tensor.numel() == out.numel() and out._version == version
-        return trace if same and tensor is not None and tensor._version == version else None
+        if tensor is None or tensor._version != version or out._version != version or tensor.numel() != out.numel():
+            return None
+        return trace

@@ -1,4 +1,4 @@
-"""What is computed on one tensor while it passes by: a handful of reductions along contiguous memory, then it is gone."""
+"""What is computed on one tensor while it passes by: reductions along contiguous memory, then it is gone."""
 
 from __future__ import annotations
 
@@ -37,6 +37,8 @@ class Reduced:
     gram: Tensor | None = None
     sketch: Tensor | None = None
     absmax: Tensor | None = None
+    normalizes: Reduced | None = None
+    """For a batch norm's output that was not read: what is kept of its input."""
 
 
 class Reducer:

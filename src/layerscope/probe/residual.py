@@ -7,46 +7,69 @@ from typing import Any
 
 from torch import Tensor
 
-#: Operations that a block may end with after its addition: an activation, a norm (post-norm blocks), a mask, a view.
-_PASS = re.compile(
-    r"relu|gelu|silu|threshold|hardswish|hardtanh|elu|mul|div|dropout|view|reshape|permute|transpose|clone|alias|"
-    r"contiguous|to_?copy|layernorm|batchnorm|groupnorm|rmsnorm",
-    re.IGNORECASE,
-)
-_LEAF_PATH = re.compile(r"accumulategrad|view|reshape|expand|unsqueeze|permute|to_?copy", re.IGNORECASE)
-_STEPS = 6
+_SUM = re.compile(r"(Add|Sub)Backward")
+_WEIGHTS = re.compile(r"Convolution|Addmm|^Mm|Bmm|^Mv|Matmul|Linear|Embedding|Attention", re.IGNORECASE)
+#: Nodes looked at before giving up; what may follow an addition (a norm written out by hand, a gate) is shorter.
+_BUDGET = 64
+#: Sums inside sums that are looked through; one further back is taken for a sum of paths.
+_DEPTH = 4
 
 
 def is_sum_of_paths(out: Tensor) -> bool:
-    """Whether ``out`` is ``a + b`` of two computed tensors, up to an activation, norm, mask or view after the addition.
+    """Whether ``out`` is ``a + b`` where ``a`` and ``b`` come from different layers.
 
-    Adding a parameter (a bias, a norm's beta) does not count, and neither does what was computed without a graph.
+    Anything without weights may follow the addition: an activation, a norm, a mask, a view. Two things only look like
+    a sum of paths and do not count: adding a parameter (a bias, a norm's beta), and a formula that uses one tensor
+    twice (``x - mean(x)``), whose two sides start at the same layer.
     """
-    node: Any = out.grad_fn
-    for _ in range(_STEPS):
-        if node is None:
-            return False
-        name = node.name()
-        if re.match(r"(Add|Sub)(cmul)?Backward", name):
-            paths = [parent for parent, _ in node.next_functions if parent is not None]
-            if len(paths) == 2 and not any(_is_parameter(p) for p in paths):
-                return True
-            node = next((p for p in paths if not _is_parameter(p)), None)
-        elif _PASS.search(name):
-            node = next((p for p, _ in node.next_functions if p is not None and not _is_parameter(p)), None)
-        else:
-            return False
+    if out.grad_fn is None:
+        return False
+    queue: list[Any] = [out.grad_fn]
+    seen: set[Any] = set()
+    while queue and len(seen) < _BUDGET:
+        node = queue.pop(0)
+        if node in seen or _WEIGHTS.search(node.name()):
+            continue
+        seen.add(node)
+        if _is_true_sum(node, _DEPTH):
+            return True
+        queue += _computed(node)
     return False
 
 
+def _is_true_sum(node: Any, depth: int) -> bool:
+    if not _SUM.match(node.name()):
+        return False
+    paths = _computed(node)
+    return len(paths) == 2 and (depth == 0 or _starts(paths[0], depth - 1) != _starts(paths[1], depth - 1))
+
+
+def _starts(node: Any, depth: int) -> set[Any]:
+    """Where a path begins: the nearest layers with weights or sums of two paths, going back from ``node``."""
+    queue, seen, found = [node], set(), set()
+    while queue and len(seen) < _BUDGET:
+        here = queue.pop()
+        if here in seen:
+            continue
+        seen.add(here)
+        if _WEIGHTS.search(here.name()) or _is_true_sum(here, depth):
+            found.add(here)
+        else:
+            queue += _computed(here)
+    return found
+
+
+def _computed(node: Any) -> list[Any]:
+    """Its inputs that were computed: not parameters, nor views of one."""
+    return [parent for parent, _ in node.next_functions if parent is not None and not _is_parameter(parent)]
+
+
 def _is_parameter(node: Any) -> bool:
-    """Does this branch lead to a leaf through views alone?"""
-    for _ in range(_STEPS):
-        name = node.name()
-        if "AccumulateGrad" in name:
+    for _ in range(4):
+        if "AccumulateGrad" in node.name():
             return True
         parents = [p for p, _ in node.next_functions if p is not None]
-        if not _LEAF_PATH.search(name) or len(parents) != 1:
+        if len(parents) != 1 or _WEIGHTS.search(node.name()):
             return False
         node = parents[0]
     return False

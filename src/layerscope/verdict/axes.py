@@ -110,7 +110,7 @@ def backward_axis(profiles: Sequence[Profile], limits: Thresholds) -> Axis:
             ratios.append(g[0] / g[-1])
             rates.append(gradient.backward_rate(g))
     if not ratios:
-        return Axis("B", "unknown", None, None, "no gradient reached the main path (is every parameter frozen?)")
+        return Axis("B", "unknown", None, None, "no gradient reached the main path: every parameter is frozen, or the classifier starts at zero")
     ratio, spread = _over_seeds(ratios)
     rate, _ = _over_seeds(rates)
     t = trunk(profiles[0])
@@ -156,9 +156,11 @@ LONG_STAGE = 5
 
 def _ladders(t: Trunk) -> list[list[float]]:
     """The series on which growth is read: long stages of constant shape, else the whole trunk."""
-    stages = [[r.ms for r in stage if r.ms is not None] for stage in t.stages]
+    end = t.forward[-1].ms
+    # a layer that is silent while the last one is not stands on a side branch (a norm whose gamma starts at zero)
+    stages = [[r.ms for r in stage if r.ms is not None and (r.ms > 0 or not end)] for stage in t.stages]
     long = [s for s in stages if len(s) >= LONG_STAGE]
-    return long or [[r.ms for r in t.forward if r.ms is not None]]
+    return long or [[ms for s in stages for ms in s]]
 
 
 def tail_factor(t: Trunk) -> float:

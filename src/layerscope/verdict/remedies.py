@@ -29,8 +29,6 @@ def remedies(axes: tuple[Axis, ...], *, residual: bool, tokens: bool, norm: str,
             "train with a larger batch, or synchronize statistics across devices",
             "use a norm that does not see the batch: group:size=8, or evonorm-s0",
         ]
-        if norm.startswith("batch"):
-            found.append("Batch Renorm (renorm) keeps BatchNorm usable at small batches")
     if level.get("B") == "bad":
         found += [
             "lower the learning rate and warm it up over the first epochs",

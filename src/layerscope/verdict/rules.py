@@ -79,7 +79,7 @@ def judge(profiles: Profile | Sequence[Profile], *, thresholds: Thresholds = DEF
     else:
         label, where = "healthy", None
         reason = _healthy(found)
-    if where and where not in reason and label != "healthy":
+    if where and where not in reason and where != several[0].classifier:
         reason += f", from {where} on"
     second = _also(label, found)
     advice = remedies(found, residual=path.kind == "residual", tokens=path.tokens, norm=several[0].norm, tiny_sets=tiny)

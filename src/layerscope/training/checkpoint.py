@@ -47,7 +47,7 @@ def load(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, ValueError) as error:
         raise TrainingError(
-            f"{path} cannot be read as a checkpoint ({str(error).splitlines()[0]}); delete it or pass resume=False"
+            f"{path} cannot be read as a checkpoint ({first_line(error)}); delete it or pass resume=False"
         ) from None
     found = state.get("layerscope_checkpoint") if isinstance(state, dict) else None
     if found != _FORMAT:
@@ -56,6 +56,11 @@ def load(path: Path) -> dict[str, Any]:
             "choose another path or pass resume=False to overwrite it"
         )
     return dict(state)
+
+
+def first_line(error: BaseException) -> str:
+    """An error in one line; torch's messages run over many."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def require_same(path: Path, then: Mapping[str, str], now: Mapping[str, str]) -> None:

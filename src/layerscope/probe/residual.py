@@ -12,7 +12,7 @@ _WEIGHTS = re.compile(r"Convolution|Addmm|^Mm|Bmm|^Mv|Matmul|Linear|Embedding|At
 #: Nodes looked at before giving up; what may follow an addition (a norm written out by hand, a gate) is shorter.
 _BUDGET = 64
 #: Sums inside sums that are looked through; one further back is taken for a sum of paths.
-_DEPTH = 4
+_DEPTH = 12
 
 
 def is_sum_of_paths(out: Tensor) -> bool:
@@ -22,41 +22,54 @@ def is_sum_of_paths(out: Tensor) -> bool:
     a sum of paths and do not count: adding a parameter (a bias, a norm's beta), and a formula that uses one tensor
     twice (``x - mean(x)``), whose two sides start at the same layer.
     """
-    if out.grad_fn is None:
-        return False
-    queue: list[Any] = [out.grad_fn]
-    seen: set[Any] = set()
-    while queue and len(seen) < _BUDGET:
-        node = queue.pop(0)
-        if node in seen or _WEIGHTS.search(node.name()):
-            continue
-        seen.add(node)
-        if _is_true_sum(node, _DEPTH):
-            return True
-        queue += _computed(node)
-    return False
+    return out.grad_fn is not None and _Walk().ends_in_sum(out.grad_fn)
 
 
-def _is_true_sum(node: Any, depth: int) -> bool:
-    if not _SUM.match(node.name()):
-        return False
-    paths = _computed(node)
-    return len(paths) == 2 and (depth == 0 or _starts(paths[0], depth - 1) != _starts(paths[1], depth - 1))
+class _Walk:
+    """One look back from one output; remembers which additions it has settled."""
 
+    def __init__(self) -> None:
+        self._settled: dict[Any, bool] = {}
 
-def _starts(node: Any, depth: int) -> set[Any]:
-    """Where a path begins: the nearest layers with weights or sums of two paths, going back from ``node``."""
-    queue, seen, found = [node], set(), set()
-    while queue and len(seen) < _BUDGET:
-        here = queue.pop()
-        if here in seen:
-            continue
-        seen.add(here)
-        if _WEIGHTS.search(here.name()) or _is_true_sum(here, depth):
-            found.add(here)
-        else:
+    def ends_in_sum(self, node: Any) -> bool:
+        """Does a sum of paths lie between ``node`` and the nearest layer with weights?"""
+        queue: list[Any] = [node]
+        seen: set[Any] = set()
+        while queue and len(seen) < _BUDGET:
+            here = queue.pop(0)
+            if here in seen or _WEIGHTS.search(here.name()):
+                continue
+            seen.add(here)
+            if self._is_sum(here, _DEPTH):
+                return True
             queue += _computed(here)
-    return found
+        return False
+
+    def _is_sum(self, node: Any, depth: int) -> bool:
+        if not _SUM.match(node.name()):
+            return False
+        if node not in self._settled:
+            paths = _computed(node)
+            self._settled[node] = len(paths) == 2 and (
+                depth == 0 or self._starts(paths[0], depth - 1) != self._starts(paths[1], depth - 1)
+            )
+        return self._settled[node]
+
+    def _starts(self, node: Any, depth: int) -> set[Any]:
+        """Where a path begins: the nearest layers with weights or sums of paths, going back from ``node``."""
+        queue: list[Any] = [node]
+        seen: set[Any] = set()
+        found: set[Any] = set()
+        while queue and len(seen) < _BUDGET:
+            here = queue.pop()
+            if here in seen:
+                continue
+            seen.add(here)
+            if _WEIGHTS.search(here.name()) or self._is_sum(here, depth):
+                found.add(here)
+            else:
+                queue += _computed(here)
+        return found
 
 
 def _computed(node: Any) -> list[Any]:

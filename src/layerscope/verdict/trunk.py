@@ -11,8 +11,9 @@ from layerscope.probe.records import LayerRecord, Profile
 #: A residual stream of fewer blocks says nothing about growth with depth.
 FEWEST_BLOCKS = 3
 
-#: mean^2 / second moment above which a stream counts as non-negative; a rectified Gaussian has 1/pi = 0.32.
-SAME_SIGN = 0.2
+#: mean^2 / second moment above which a stream counts as non-negative; 1/pi = 0.32 for a rectified
+#: Gaussian, 0.12 after x sigmoid(x), about 1/C for a sum of zero-mean branches over C channels.
+SAME_SIGN = 0.08
 
 
 @dataclass(frozen=True)

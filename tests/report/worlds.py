@@ -71,7 +71,9 @@ def profile(law: Law, seed: int = 0, layers: int = 57, residual: bool = False) -
         records.append(base)
         records.append(replace(base, index=len(records), name=f"{name}.act", kind="ReLU", role="activation"))
         if residual:
-            records.append(replace(base, index=len(records), name=name, kind="PostActBlock", role="block"))
+            records.append(
+                replace(base, index=len(records), name=name, kind="PostActBlock", role="block", residual=True)
+            )
     return Profile(
         source="resnet56", norm=law.norm, records=tuple(records), level="standard", batch_size=32, chunks=1,
         in_shape=(3, 32, 32), seed=seed, loss=2.5, classifier="fc", readout_cosine=law.pooled,
@@ -88,7 +90,13 @@ def verdict(law: Law, first: str = "stage1.4.act") -> Verdict:
         Axis(n, level, v, 0.02 * v, f"made-up axis {n}", first if level == "bad" else None)
         for n, level, v in zip(names, law.levels, values, strict=True)
     )
-    theory = Analytic(law.cosine, law.gradient, "linear", law.norm != "instance", "differs by 0.2: small maps" * (law.norm == "instance"))
+    theory = Analytic(
+        law.cosine,
+        law.gradient,
+        "linear",
+        law.norm != "instance",
+        "differs by 0.2: small maps" * (law.norm == "instance"),
+    )
     record = "Of 24 held-out trainings with this verdict, 21 went as told." if law.label == "fails" else ""
     return Verdict(law.label, axes, law.reason, law.remedies, first, theory, record)
 
@@ -101,8 +109,15 @@ def comparison(laws: Sequence[Law] = LAWS, seeds: int = 3, layers: int = 57, res
                ("EvoNorm stands in the activation slot",) if w.norm.startswith("evo") else ())
         for w in laws
     )  # fmt: skip
+    flags = " ".join(f"--norm {w.norm}" for w in laws)
     return Comparison(
-        source="resnet56", data="digits", batch_size=32, seeds=tuple(range(seeds)), in_shape=(3, 32, 32), choices=choices,
-        seconds=43.1, versions=(("layerscope", "0.1.0"), ("torch", "2.13.0"), ("python", "3.11.7")),
-        command="layerscope compare resnet56 " + " ".join(f"--norm {w.norm}" for w in laws) + " --data digits --seeds 3",
-    )  # fmt: skip
+        source="resnet56",
+        data="digits",
+        batch_size=32,
+        seeds=tuple(range(seeds)),
+        in_shape=(3, 32, 32),
+        choices=choices,
+        seconds=43.1,
+        versions=(("layerscope", "0.1.0"), ("torch", "2.13.0"), ("python", "3.11.7")),
+        command=f"layerscope compare resnet56 {flags} --data digits --seeds {seeds}",
+    )

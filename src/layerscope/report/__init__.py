@@ -31,13 +31,13 @@ if TYPE_CHECKING:
     from layerscope.report.charts.tables import table as table
     from layerscope.report.console import print_result as print_result
     from layerscope.report.console import progress as progress
+    from layerscope.report.document import page as page
+    from layerscope.report.document import paragraph as paragraph
+    from layerscope.report.document import section as section
     from layerscope.report.markup import Html as Html
     from layerscope.report.markup import el as el
     from layerscope.report.markup import esc as esc
     from layerscope.report.markup import join as join
-    from layerscope.report.document import page as page
-    from layerscope.report.document import paragraph as paragraph
-    from layerscope.report.document import section as section
     from layerscope.report.styled import Lines as Lines
     from layerscope.report.styled import Piece as Piece
     from layerscope.report.views import register_view as register_view

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 from importlib.resources import files
 
+from layerscope.report.looks import symbols
 from layerscope.report.markup import Html, el, esc, join
 from layerscope.report.palette import variables
 
@@ -29,6 +30,7 @@ def page(title: str, *sections: object, footer: object = "") -> Html:
         "body",
         el(
             "main",
+            symbols(),
             el("header", el("p", "layerscope", class_="ls-brand"), el("h1", title)),
             *sections,
             el("p", footer, class_="ls-foot") if footer else "",
@@ -41,7 +43,7 @@ def page(title: str, *sections: object, footer: object = "") -> Html:
 
 def scoped(*sections: object) -> Html:
     """The same for a notebook cell: styles reach nothing outside the cell's own box."""
-    return el("div", style(), *sections, script(), class_="ls ls-cellbox")
+    return el("div", style(), symbols(), *sections, script(), class_="ls ls-cellbox")
 
 
 @cache

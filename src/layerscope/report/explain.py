@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from layerscope.report.looks import LABEL_LOOKS, tag
 from layerscope.report.markup import Html, el, join
-from layerscope.verdict.thresholds import DEFAULT
+from layerscope.verdict.thresholds import DEFAULT as LIMIT
 from layerscope.verdict.types import Label
 
 _LABELS: dict[Label, str] = {
@@ -18,53 +18,46 @@ _LABELS: dict[Label, str] = {
     "unknown": "nothing could be said; the reason stands beside it.",
 }
 
+_AXES = {
+    "Forward": "Growth of the mean square of the activations from one step to the next, over the later half of each "
+    f"stage. A linear law reads about ×1.16; beyond ×{LIMIT.growth_caution:g} is a caution, exponential growth beyond "
+    f"×{LIMIT.growth_bad:g} is bad.",
+    "Information": "Mean cosine between different samples, at the last map or the classifier input, whichever is "
+    f"higher. Above {1 - LIMIT.informative_caution:g} is slow, above {1 - LIMIT.informative_bad:g} very slow.",
+    "Backward": "Scale-free gradient |dLoss/du| · rms(u) of the first layer over that of the last. In a plain net, "
+    f"beyond ×{LIMIT.gradient_caution:g} is a caution and beyond ×{LIMIT.gradient_bad:g} unstable; a residual stream "
+    f"bears ×{LIMIT.gradient_bad_residual:g}.",
+    "Noise": "Batch-noise ratio ν: how much a sample's features vary with the other samples of its batch, over how "
+    f"much they vary between samples. Beyond {LIMIT.noise_caution:g} is a caution, beyond {LIMIT.noise_bad:g} "
+    "unstable. 0 for layers that do not see the batch.",
+}
 
-def _axes() -> tuple[tuple[str, str], ...]:
-    t = DEFAULT
-    return (
-        ("Forward", f"Growth of the mean square of the activations from one step to the next, over the later half of each "
-         f"stage. A linear law reads about ×1.16; beyond ×{t.growth_caution:g} is a caution, exponential growth beyond "
-         f"×{t.growth_bad:g} is bad."),
-        ("Alike", f"Mean cosine between different samples, at the last map or the classifier input, whichever is higher. "
-         f"Above {1 - t.informative_caution:g} is slow, above {1 - t.informative_bad:g} very slow."),
-        ("Backward", f"Scale-free gradient |dLoss/du| · rms(u) of the first layer over that of the last. In a plain net beyond "
-         f"×{t.gradient_caution:g} is a caution, beyond ×{t.gradient_bad:g} unstable; a residual stream bears "
-         f"×{t.gradient_bad_residual:g}."),
-        ("Noise", f"Batch-noise ratio ν: how much a sample's features vary with the other samples of its batch, over how much "
-         f"they vary between samples. Beyond {t.noise_caution:g} is a caution, beyond {t.noise_bad:g} unstable. 0 for layers "
-         f"that do not see the batch."),
-    )  # fmt: skip
+_COLOURS = (
+    "Colour strength grows with distance from quiet: a faint heat map is a good one. Blue shrinks, orange grows. Where "
+    "several seeds were probed, lines are medians and bands reach from the lowest to the highest."
+)
+
+_LIMITS = (
+    "It sees the network once, at its present weights. What a high learning rate does after the first steps, and how "
+    "weight decay and schedules play in, does not show.",
+    "It says how training will start, not what accuracy it will reach or how well the trained network generalizes.",
+    "The thresholds separate clear cases. Near a threshold, trust the curves more than the word.",
+    "Other data, another batch size or another input scale change similarities and batch noise: probe with yours.",
+)
 
 
 def how_to_read() -> Html:
     """Labels and axes in words."""
-    labels = join(join([el("dt", tag(LABEL_LOOKS[name], name)), el("dd", text)]) for name, text in _LABELS.items())
-    axes = join(join([el("dt", el("b", name)), el("dd", text)]) for name, text in _axes())
-    return el(
-        "section",
-        el("h2", "How to read this"),
-        el("div", el("dl", labels), el("dl", axes), class_="ls-side"),
-        el(
-            "p",
-            "Colour strength grows with distance from quiet: a faint heat map is a good one. Blue shrinks, orange grows. "
-            "Where several seeds were probed, lines are medians and bands reach from the lowest to the highest.",
-        ),
-        class_="ls-words",
-    )
+    labels = [join([el("dt", tag(LABEL_LOOKS[name], name)), el("dd", text)]) for name, text in _LABELS.items()]
+    axes = [join([el("dt", el("b", name)), el("dd", text)]) for name, text in _AXES.items()]
+    lists = el("div", el("dl", *labels), el("dl", *axes), class_="ls-side")
+    return el("section", el("h2", "How to read this"), lists, el("p", _COLOURS), class_="ls-words")
 
 
 def what_it_cannot_tell() -> Html:
     """The limits of a probe at initialization."""
-    points = (
-        "It sees the network at its present weights, once. What a high learning rate does after the first steps, or how "
-        "weight decay and schedules play in, does not show.",
-        "It says how training will start, not how well the trained network will generalize or what accuracy it will reach.",
-        "The thresholds separate clear cases. Near a threshold, trust the curves more than the word.",
-        "Other data, another batch size or another input scale can change similarities and batch noise: probe with yours.",
-    )
-    return el(
-        "section", el("h2", "What this cannot tell"), el("ul", join(el("li", p) for p in points)), class_="ls-words"
-    )
+    limits = el("ul", *(el("li", text) for text in _LIMITS))
+    return el("section", el("h2", "What this cannot tell"), limits, class_="ls-words")
 
 
 def repeat(command: str, versions: Sequence[tuple[str, str]]) -> Html:

@@ -97,7 +97,13 @@ def _view(places: Sequence[_Place], name: str, place: str, pick: Callable[[_Plac
     if len(path) < 2:
         return None
     points = [
-        Point(p.choice.norm, p.gradient, cosine, LABEL_LOOKS[p.choice.verdict.label].tone, LABEL_LOOKS[p.choice.verdict.label])
+        Point(
+            p.choice.norm,
+            p.gradient,
+            cosine,
+            LABEL_LOOKS[p.choice.verdict.label].tone,
+            LABEL_LOOKS[p.choice.verdict.label],
+        )
         for p, cosine in shown
     ]
     picture = scatter(
@@ -107,8 +113,11 @@ def _view(places: Sequence[_Place], name: str, place: str, pick: Callable[[_Plac
         x_title="gradient, first layer over last",
         y_title=f"cosine between samples {name}",
         path=path,
-        y_guides=(Guide(1 - DEFAULT.informative_caution, "slow above"), Guide(1 - DEFAULT.informative_bad, "very slow above")),
+        y_guides=(
+            Guide(1 - DEFAULT.informative_caution, "slow above", True),
+            Guide(1 - DEFAULT.informative_bad, "very slow above", True),
+        ),
         write_x=numbers.times,
         write_y=numbers.cosine,
     )
-    return View(name, f"cosine between samples {place}", picture)
+    return View(name, f"cosine between samples {place}", *picture)

@@ -42,7 +42,7 @@ class LayerAxis:
 
     def stages(self) -> tuple[tuple[int, str], ...]:
         """First index and label of every stretch of sites whose outputs have the same shape."""
-        starts = []
+        starts: list[int] = []
         for i, site in enumerate(self.sites):
             if site.shape and (not starts or site.shape != self.sites[starts[-1]].shape):
                 starts.append(i)
@@ -69,12 +69,13 @@ def layer_axis(groups: Sequence[Sequence[Profile]], path: Path) -> LayerAxis:
     base = orders.most_common(1)[0][0]
     names = list(base)
     for order in orders:
-        if len(set(order) & set(base)) * 2 >= len(base):
+        # As many layers as the base: the same layers, some under another name (a norm that holds the activation).
+        if len(order) != len(base) and len(set(order) & set(base)) * 2 >= len(base):
             names = merge(names, order)
     known = {r.name: r for group in rows for row in group for r in reversed(row)}
     sites = tuple(Site(n, tuple(known[n].shape[1:]), known[n].kind) for n in names)
     placed = tuple(
-        tuple(_place(profile, row, names) for profile, row in zip(group, seeds, strict=True))
+        tuple(_place(profile, row, base, names) for profile, row in zip(group, seeds, strict=True))
         for group, seeds in zip(groups, rows, strict=True)
     )
     units = [trunk(group[0]).unit for group in groups if group]
@@ -86,11 +87,13 @@ def _along(profile: Profile, path: Path) -> tuple[LayerRecord, ...]:
     return found.forward if path == "forward" else found.backward
 
 
-def _place(profile: Profile, row: Sequence[LayerRecord], names: Sequence[str]) -> tuple[LayerRecord | None, ...]:
-    """The profile's records on the common sites: by name, or one to one where it calls all of them differently."""
+def _place(
+    profile: Profile, row: Sequence[LayerRecord], base: Sequence[str], names: Sequence[str]
+) -> tuple[LayerRecord | None, ...]:
+    """The profile's records on the common sites: one to one where it has as many as the base, else by name."""
     by_name = {r.name: r for r in reversed(profile.records)}
-    if not any(n in by_name for n in names) and len(row) == len(names):
-        return tuple(row)
+    if len(row) == len(base):
+        by_name.update(zip(base, row, strict=True))
     return tuple(by_name.get(n) for n in names)
 
 
@@ -141,4 +144,3 @@ def _over(column: Sequence[float], reduce: Callable[[Sequence[float]], float]) -
     if not column:
         return None
     return math.nan if any(math.isnan(v) for v in column) else reduce(column)
-

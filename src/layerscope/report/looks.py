@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from layerscope.report.markup import Html, el, join
+from layerscope.report.markup import Html, el
 from layerscope.verdict.types import Label, Level
 
 
@@ -28,7 +28,9 @@ _RING = '<circle cx="8" cy="8" r="5.6" fill="none" stroke="currentColor" stroke-
 LABEL_LOOKS: dict[Label, Look] = {
     "healthy": Look("v-healthy", '<circle cx="8" cy="8" r="6.4" fill="currentColor"/>', "+", "bold blue"),
     "slow": Look("v-slow", f'{_RING}<path d="M8 2.4a5.6 5.6 0 0 0 0 11.2z" fill="currentColor"/>', "~", "yellow"),
-    "very slow": Look("v-very-slow", f'{_RING}<path d="M8 8V2.4A5.6 5.6 0 0 0 2.4 8z" fill="currentColor"/>', "-", "yellow"),
+    "very slow": Look(
+        "v-very-slow", f'{_RING}<path d="M8 8V2.4A5.6 5.6 0 0 0 2.4 8z" fill="currentColor"/>', "-", "yellow"
+    ),
     "unstable": Look("v-unstable", '<path d="M8 1.8 15 14H1z" fill="currentColor"/>', "!", "bold magenta"),
     "fails": Look(
         "v-fails",
@@ -38,7 +40,7 @@ LABEL_LOOKS: dict[Label, Look] = {
     ),
     "unknown": Look(
         "v-unknown",
-        '<circle cx="8" cy="8" r="5.6" fill="none" stroke="currentColor" stroke-width="1.6" stroke-dasharray="2.2 2.2"/>',
+        _RING.replace("/>", ' stroke-dasharray="2.2 2.2"/>'),
         "?",
         "dim",
     ),
@@ -57,11 +59,24 @@ DASHES = (None, "6 3", "1.5 3", "9 3 2 3", "3 2", "12 4")
 TONES = tuple(f"k{i}" for i in range(8))
 
 
-def glyph(look: Look, extra: str = "") -> Html:
+def symbols() -> Html:
+    """All shapes, defined once in a page; :func:`glyph` and :func:`glyph_at` refer to them."""
+    drawn = {look.tone: look.drawing for look in LABEL_LOOKS.values()}
+    each = [
+        el("symbol", Html(d), id=f"ls-{tone}", viewBox="0 0 16 16", overflow="visible") for tone, d in drawn.items()
+    ]
+    return el("svg", *each, width=0, height=0, class_="ls-defs", aria_hidden="true")
+
+
+def glyph(look: Look) -> Html:
     """The shape, as large as the text beside it. Hidden from screen readers: the word always stands beside it."""
-    return el(
-        "svg", Html(look.drawing), class_=f"ls-g {look.tone} {extra}".rstrip(), viewBox="0 0 16 16", aria_hidden="true"
-    )
+    return el("svg", el("use", href=f"#ls-{look.tone}"), class_=f"ls-g {look.tone}", aria_hidden="true")
+
+
+def glyph_at(look: Look, x: float, y: float, size: float = 10) -> Html:
+    """The shape inside a chart, centred on (x, y), in the tone of the element that holds it."""
+    left, top = round(x - size / 2, 1), round(y - size / 2, 1)
+    return el("use", href=f"#ls-{look.tone}", x=left, y=top, width=size, height=size)
 
 
 def tag(look: Look, word: str) -> Html:
@@ -77,8 +92,3 @@ def dashes(tones: Sequence[str]) -> list[str | None]:
         found.append(DASHES[seen.get(tone, 0) % len(DASHES)])
         seen[tone] = seen.get(tone, 0) + 1
     return found
-
-
-def legend(looks: dict[Label, Look] | dict[Level, Look]) -> Html:
-    """All shapes with their words, in one line."""
-    return el("span", join((tag(look, word) for word, look in looks.items()), "  "), class_="ls-legend")

@@ -10,6 +10,7 @@ from layerscope.probe.records import LayerRecord, Profile
 from layerscope.report import numbers
 from layerscope.report.charts.frame import Guide
 from layerscope.report.layers import Path
+from layerscope.report.numbers import cosine, short
 from layerscope.report.scales import Kind, nines
 from layerscope.verdict.thresholds import DEFAULT
 from layerscope.verdict.types import AxisName
@@ -70,55 +71,78 @@ class Panel:
     """Values at the ends (and middle) of the heat map's colours."""
 
 
-PANELS = (
-    Panel(
-        "F",
-        "forward",
-        "Forward: the size of the activations",
-        "Does the signal keep its scale on the way to the output?",
-        "Good: level lines, or a gentle rise that starts again where the map shrinks; a faint heat map. Bad: a straight "
-        "climb on this logarithmic axis, which is exponential growth, or a fall toward zero; strong orange or blue.",
-        (
-            Measure("second moment", lambda r: r.ms, "log", numbers.short, "mean of x² over samples, channels and positions"),
-            Measure("variance", lambda r: r.variance, "log", numbers.short, "variance over samples and positions, mean over channels"),
-        ),
-        key=("÷10⁴", "first layer", "×10⁴"),
+_FORWARD = Panel(
+    "F",
+    "forward",
+    "Forward: the size of the activations",
+    "Does the signal keep its scale on the way to the output?",
+    "Good: level lines, or a gentle rise that starts again where the map shrinks; a faint heat map. Bad: a straight "
+    "climb on this logarithmic axis, which is exponential growth, or a fall toward zero; strong orange or blue.",
+    (
+        Measure("second moment", lambda r: r.ms, "log", short, "mean of x² over samples, channels and positions"),
+        Measure("variance", lambda r: r.variance, "log", short, "over samples and positions, mean over channels"),
     ),
-    Panel(
-        "I",
-        "forward",
-        "Information: how alike different samples look",
-        "Can the classifier still tell two inputs apart?",
-        "Good: low and staying low, so that the classifier sees different inputs as different. Bad: a climb toward 1, "
-        "where all inputs look the same and learning is slow; strong orange. The axis is stretched toward 1.",
-        (
-            Measure("cosine", lambda r: r.cosine, "nines", numbers.cosine, "mean cosine over pairs of different samples",
-                    readout=lambda p: p.readout_cosine),
-            Measure("cosine, pooled", lambda r: r.cosine_pooled, "nines", numbers.cosine, "the same after averaging over positions",
-                    readout=lambda p: p.readout_cosine),
+    key=("÷10⁴", "first layer", "×10⁴"),
+)
+_INFORMATION = Panel(
+    "I",
+    "forward",
+    "Information: how alike different samples look",
+    "Can the classifier still tell two inputs apart?",
+    "Good: low and staying low, so that the classifier sees different inputs as different. Bad: a climb toward 1, "
+    "where all inputs look the same and learning is slow; strong orange. The axis is stretched toward 1.",
+    (
+        Measure(
+            "cosine",
+            lambda r: r.cosine,
+            "nines",
+            cosine,
+            "mean cosine over pairs of different samples",
+            readout=lambda p: p.readout_cosine,
         ),
-        guides=(
-            Guide(1 - DEFAULT.informative_caution, "slow above"),
-            Guide(1 - DEFAULT.informative_bad, "very slow above"),
+        Measure(
+            "cosine, pooled",
+            lambda r: r.cosine_pooled,
+            "nines",
+            cosine,
+            "the same after averaging over positions",
+            readout=lambda p: p.readout_cosine,
         ),
-        key=("0", "0.9", "0.99", "0.999"),
     ),
-    Panel(
-        "B",
-        "backward",
-        "Backward: the gradient on its way to the input",
-        "Do early layers get a gradient of the same size as late ones?",
-        "Good: level lines near 1, so that one learning rate suits all layers. Bad: a climb toward the input on the left "
-        "(early layers jump, training is unstable) or a fall (early layers stand still).",
-        (
-            Measure("scale-free gradient", lambda r: r.grad_scaled, "log", numbers.short,
-                    "|dLoss/du| · rms(u), as a multiple of the last layer's", relative_to_last=True),
-            Measure("raw gradient", lambda r: r.grad_norm, "log", numbers.short,
-                    "|dLoss/du|, as a multiple of the last layer's; depends on the scale of the input", relative_to_last=True),
-        ),
-        key=("÷10⁴", "last layer", "×10⁴"),
+    guides=(
+        Guide(1 - DEFAULT.informative_caution, "slow above"),
+        Guide(1 - DEFAULT.informative_bad, "very slow above"),
     ),
-)  # fmt: skip
+    key=("0", "0.9", "0.99", "0.999"),
+)
+_BACKWARD = Panel(
+    "B",
+    "backward",
+    "Backward: the gradient on its way to the input",
+    "Do early layers get a gradient of the same size as late ones?",
+    "Good: level lines near 1, so that one learning rate suits all layers. Bad: a climb toward the input on the left "
+    "(early layers jump, training is unstable) or a fall (early layers stand still).",
+    (
+        Measure(
+            "scale-free gradient",
+            lambda r: r.grad_scaled,
+            "log",
+            short,
+            "|dLoss/du| · rms(u), as a multiple of the last layer's",
+            relative_to_last=True,
+        ),
+        Measure(
+            "raw gradient",
+            lambda r: r.grad_norm,
+            "log",
+            short,
+            "|dLoss/du|, as a multiple of the last layer's; depends on the scale of the input",
+            relative_to_last=True,
+        ),
+    ),
+    key=("÷10⁴", "last layer", "×10⁴"),
+)
+PANELS = (_FORWARD, _INFORMATION, _BACKWARD)
 
 
 def axis_number(name: AxisName, value: float | None) -> str:
@@ -132,7 +156,7 @@ def axis_number(name: AxisName, value: float | None) -> str:
 
 AXIS_TITLES: dict[AxisName, tuple[str, str]] = {
     "F": ("Forward", "growth per step"),
-    "I": ("Alike", "cosine of samples"),
+    "I": ("Information", "cosine of samples"),
     "B": ("Backward", "gradient, first/last"),
-    "N": ("Noise", "of the batch, ν"),
+    "N": ("Noise", "of the batch"),
 }

@@ -30,7 +30,7 @@ def short(value: float | None, digits: int = 3) -> str:
 
 def cosine(value: float | None) -> str:
     """A cosine: two digits, three where it is close to 1 and the third one matters."""
-    if value is None or not math.isfinite(value):
+    if value is None or not abs(value) < 1.001:  # missing, not finite, or not a cosine at all
         return short(value)
     if value >= 0.9995:
         return f"{value:.5f}".rstrip("0").rstrip(".") if value < 0.999995 else "1.000"
@@ -40,6 +40,21 @@ def cosine(value: float | None) -> str:
 def times(value: float | None) -> str:
     """A factor: ``×1.16``, ``×1.4e9``."""
     return short(value) if value is None or math.isnan(value) else "×" + short(value)
+
+
+def spread(written: str, half_range: float | None) -> str:
+    """``±0.02`` with as many decimals as the number it follows; empty where it would not change a written digit.
+
+    >>> spread("0.97", 0.014), spread("0.97", 0.001), spread("×2.1e9", 3e8)
+    ('±0.01', '', '±3.0e8')
+    """
+    if half_range is None or not math.isfinite(half_range) or half_range <= 0:
+        return ""
+    if "e" in written or not any(c.isdigit() for c in written):
+        return "±" + short(half_range)
+    decimals = len(written.partition(".")[2])
+    text = f"{half_range:.{decimals}f}"
+    return "±" + text if float(text) > 0 else ""
 
 
 def power(exponent: int) -> str:

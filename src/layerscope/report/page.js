@@ -8,8 +8,12 @@ const light=key=>{all(".ls-hot").forEach(e=>e.classList.remove("ls-hot"));
   if(key!=null)all(`[data-c="${key}"]`).forEach(e=>e.classList.add("ls-hot"))};
 const hide=()=>{tip.classList.remove("ls-on");all(".ls-x.ls-on").forEach(e=>e.classList.remove("ls-on"))};
 const node=(name,text)=>{const e=document.createElement(name);e.textContent=text;return e};
+// The table stands in the chart itself, or in the figure's second group of panels, at the same place as the picture.
+const tableOf=svg=>{const panel=svg.closest(".ls-chart,.ls-panel"),
+  home=panel?.matches(".ls-chart")?panel:panel?.closest(".ls-fig").querySelector(".ls-tables")?.children[[...panel.parentNode.children].indexOf(panel)];
+  return home?.querySelector(".ls-numbers")};
 function show(svg,i,x,y,key){
-  const n=+svg.dataset.n,at=svg.dataset.at?.split(" ").map(Number),table=svg.closest(".ls-panel,.ls-chart")?.querySelector(".ls-numbers");
+  const n=+svg.dataset.n,at=svg.dataset.at?.split(" ").map(Number),table=tableOf(svg);
   if(!table)return;
   svg.dataset.i=i;
   const place=100*(at?at[i]:(i+.5)/n)+"%";

@@ -11,14 +11,14 @@ from __future__ import annotations
 STEPS = 12
 
 _LIGHT = {
-    "paper": "#fffefb", "raise": "#f8f6f0", "ink": "#1d1f23", "soft": "#5d6169", "faint": "#8d9097", "hair": "#e6e2d9",
-    "healthy": "#1c66b0", "slow": "#b98900", "very-slow": "#96620a", "unstable": "#d4570d", "fails": "#8e1f0f",
-    "unknown": "#7d8087",
+    "paper": "#fffefb", "raise": "#f8f6f0", "ink": "#1d1f23", "soft": "#5d6169", "faint": "#72757c", "hair": "#e6e2d9",
+    "healthy": "#1c66b0", "slow": "#966b00", "very-slow": "#7a4e06", "unstable": "#bf4a06", "fails": "#8e1f0f",
+    "unknown": "#6d7077",
     "k0": "#1c66b0", "k1": "#d4570d", "k2": "#1f8a84", "k3": "#9c4f96", "k4": "#b98900", "k5": "#4b5563",
     "k6": "#5aa9e6", "k7": "#8e1f0f",
 }  # fmt: skip
 _DARK = {
-    "paper": "#15171b", "raise": "#1d2025", "ink": "#e9e7e2", "soft": "#a8abb2", "faint": "#7c8088", "hair": "#30343b",
+    "paper": "#15171b", "raise": "#1d2025", "ink": "#e9e7e2", "soft": "#a8abb2", "faint": "#868a92", "hair": "#30343b",
     "healthy": "#6fb3f2", "slow": "#e8c14c", "very-slow": "#c9913a", "unstable": "#ff9a55", "fails": "#ff6b57",
     "unknown": "#8f939b",
     "k0": "#6fb3f2", "k1": "#ff9a55", "k2": "#5cc9c1", "k3": "#d58fd0", "k4": "#e8c14c", "k5": "#aab2bd",

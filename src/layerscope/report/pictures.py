@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from layerscope.probe.records import Profile
 from layerscope.report import numbers
-from layerscope.report.charts.depth import Column, depth_panel
-from layerscope.report.charts.frame import Guide
+from layerscope.report.charts.depth import Column, curves_height, depth_panel
+from layerscope.report.charts.frame import WIDE, Guide
 from layerscope.report.charts.heat import key_bar
 from layerscope.report.charts.lines import Line
 from layerscope.report.charts.panels import View, figure
 from layerscope.report.layers import LayerAxis, Path, layer_axis, series
-from layerscope.report.looks import LABEL_LOOKS, Look
-from layerscope.report.markup import Html
+from layerscope.report.looks import LABEL_LOOKS, TONES, Look
+from layerscope.report.markup import Html, el
 from layerscope.report.measures import PANELS, Measure, Panel
 from layerscope.report.scales import Scale, fit
 from layerscope.verdict.thresholds import DEFAULT
@@ -50,6 +51,8 @@ class Pictures:
         self.subjects = tuple(subjects)
         groups = [s.profiles for s in subjects]
         self.axes: dict[Path, LayerAxis] = {p: layer_axis(groups, p) for p in ("forward", "backward")}
+        # Ids must differ between the reports of one notebook and be the same for the same report.
+        self._id = "ls" + hashlib.sha1(repr([(s.name, s.profiles) for s in subjects]).encode()).hexdigest()[:8]
 
     def lines(self, panel: Panel, measure: Measure) -> list[Line]:
         """One quantity of every subject; subjects that were not measured have a line of gaps."""
@@ -62,15 +65,42 @@ class Pictures:
             along = series(rows, measure.relative_to_last)
             values = along.middle or (None,) * len(self.columns(panel, measure))
             mark = self._mark(subject, panel, measure)
-            found.append(Line(subject.name, values, along.low, along.high, subject.tone, subject.look, mark))
+            apart = int(measure.readout is not None)
+            found.append(Line(subject.name, values, along.low, along.high, subject.tone, subject.look, mark, apart))
         return found
 
     def columns(self, panel: Panel, measure: Measure) -> list[Column]:
         """The places on the panel's layer axis."""
         sites = [
-            Column(s.name, " ".join(p for p in (s.kind, numbers.shape(s.shape)) if p)) for s in self.axes[panel.path].sites
+            Column(s.name, " ".join(p for p in (s.kind, numbers.shape(s.shape)) if p))
+            for s in self.axes[panel.path].sites
         ]
         return [*sites, Column(READOUT)] if measure.readout is not None else sites
+
+    def spark(self, axis: AxisName, key: int, height: int) -> Html:
+        """The curve of subject ``key`` from the large figure once more, small, before all others in grey.
+
+        Nothing is drawn twice in the file: both are ``<use>`` of the figure's own curves.
+        """
+        panel = next((p for p in PANELS if p.axis == axis), None)
+        shown = self._views(panel) if panel else []
+        if not panel or not shown:
+            return Html("")
+        curves = self._curves(panel, shown[0][0])
+        others = el("g", el("use", href=f"#{curves}"), class_="ls-others") if len(self.subjects) > 1 else ""
+        tone = self.subjects[key].tone or TONES[key % len(TONES)]
+        own = el("g", el("use", href=f"#{curves}-{key}"), class_=tone)
+        return el(
+            "svg",
+            others,
+            own,
+            class_="ls-spark",
+            width="100%",
+            height=height,
+            viewBox=f"0 0 {WIDE} {2 * curves_height(len(self.subjects))}",
+            preserveAspectRatio="none",
+            aria_hidden="true",
+        )
 
     def scale(self, measure: Measure, lines: Sequence[Line]) -> Scale:
         """The vertical axis that holds every line and band."""
@@ -81,22 +111,30 @@ class Pictures:
         """One figure for each panel of which anything was measured."""
         return [f for f in map(self._figure, PANELS) if f]
 
+    def _views(self, panel: Panel) -> list[tuple[Measure, list[Line]]]:
+        """The panel's quantities of which anything was measured."""
+        if not self.axes[panel.path].sites:
+            return []
+        found = [(measure, self.lines(panel, measure)) for measure in panel.measures]
+        return [(m, lines) for m, lines in found if any(v is not None for line in lines for v in line.values)]
+
+    def _curves(self, panel: Panel, measure: Measure) -> str:
+        return f"{self._id}{panel.axis}{panel.measures.index(measure)}"
+
     def _figure(self, panel: Panel) -> Html:
-        axis = self.axes[panel.path]
-        views = []
-        for measure in panel.measures if axis.sites else ():
-            lines = self.lines(panel, measure)
-            if all(v is None for line in lines for v in line.values):
-                continue
-            views.append(View(measure.name, measure.meaning, self._panel(panel, measure, lines)))
-        if not views:
+        shown = self._views(panel)
+        if not shown:
             return Html("")
-        rings = any(line.mark is not None for m in panel.measures for line in self.lines(panel, m))
-        caption = panel.reading + (" The ring marks the first layer at which the problem shows." if rings else "")
+        views = [View(m.name, m.meaning, *self._panel(panel, m, lines)) for m, lines in shown]
+        caption = panel.reading
+        if any(m.readout for m, _ in shown):
+            caption += " The last column is the input of the classifier, after pooling."
+        if any(line.mark is not None for _, lines in shown for line in lines):
+            caption += " The ring marks the first layer at which the problem shows."
         key = key_bar(panel.key, two_sided=panel.measures[0].kind == "log")
         return figure(panel.title, views, caption, question=panel.question, key=key)
 
-    def _panel(self, panel: Panel, measure: Measure, lines: Sequence[Line]) -> Html:
+    def _panel(self, panel: Panel, measure: Measure, lines: Sequence[Line]) -> tuple[Html, Html]:
         axis = self.axes[panel.path]
         names = ", ".join(line.name for line in lines)
         return depth_panel(
@@ -105,9 +143,11 @@ class Pictures:
             self.scale(measure, lines),
             label=f"{measure.name} along {len(axis.sites)} {axis.unit}s, from the input to the output, for {names}",
             strengths=[measure.strengths(line.values) for line in lines],
-            stages=axis.stages(),
+            stages=[*axis.stages(), (len(axis.sites), "")] if measure.readout is not None else axis.stages(),
             guides=_gradient_guides(axis) if panel.axis == "B" else panel.guides,
             write=measure.write,
+            name_curves=self._curves(panel, measure),
+            mirrored=panel.path == "backward",
         )
 
     def _mark(self, subject: Subject, panel: Panel, measure: Measure) -> int | None:
@@ -122,4 +162,4 @@ class Pictures:
 def _gradient_guides(axis: LayerAxis) -> tuple[Guide, ...]:
     """On a residual stream every block can be trained from the loss side, so the alarm stands higher there."""
     bad = DEFAULT.gradient_bad_residual if axis.unit == "block" else DEFAULT.gradient_bad
-    return (Guide(bad, "unstable above"), Guide(DEFAULT.gradient_vanish_caution, "shrinking below"))
+    return (Guide(bad, "unstable above", True), Guide(DEFAULT.gradient_vanish_caution, "shrinking below", True))

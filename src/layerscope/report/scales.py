@@ -16,6 +16,8 @@ from layerscope.report import numbers
 Kind = Literal["linear", "log", "nines"]
 #: Nothing is drawn beyond this many powers of ten; float32 itself ends at 38.
 FARTHEST = 40
+#: Bound on a linear axis, so that the distance between its ends is finite.
+LARGEST = 1e300
 
 
 @dataclass(frozen=True)
@@ -72,13 +74,14 @@ def fit(kind: Kind, values: Iterable[float | None], include: Sequence[float] = (
     """The scale that shows all finite ``values`` and ``include``; never empty, also for one value or none."""
     finite = [v for v in (*values, *include) if v is not None and math.isfinite(v)]
     if kind == "log":
-        exponents = [math.log10(v) for v in finite if v > 0] or [0.0]
-        low, high = max(min(exponents), -FARTHEST), min(max(exponents), FARTHEST)
+        exponents = [min(max(math.log10(v), -FARTHEST), FARTHEST) for v in finite if v > 0] or [0.0]
+        low, high = min(exponents), max(exponents)
         # Two decades at least: on a log axis that fills the picture, noise of one per cent would look like a cliff.
         slack = max(0.0, 2 - (high - low)) / 2 + 0.04 * (high - low)
         return Scale("log", 10 ** (low - slack), 10 ** (high + slack))
     if kind == "nines":
         return Scale("nines", min([0.0, *finite]), min(max([0.99, *finite]), 0.99999))
+    finite = [min(max(v, -LARGEST), LARGEST) for v in finite]
     low, high = (min(finite), max(finite)) if finite else (0.0, 1.0)
     if high - low <= 1e-12 * max(abs(high), abs(low), 1e-300):
         width = abs(high) / 2 or 1.0

@@ -26,15 +26,20 @@ def profile_fragment(profile: Profile) -> Html:
         ("spread over samples at the classifier input", numbers.short(profile.readout_spread)),
         ("batch noise ν", numbers.short(profile.batch_noise)),
     ]
+    chunks = f" in {profile.chunks} batches" if profile.chunks > 1 else ""
     facts = [
-        f"{len(profile.records)} call sites", f"batch size {profile.batch_size}", f"{profile.chunks} batch(es)",
-        f"input {numbers.shape(profile.in_shape)}", f"level {profile.level}", profile.dtype, profile.device,
-        *(f"{k} {v}" for k, v in profile.context),
-    ]  # fmt: skip
+        f"{len(profile.records)} call sites",
+        f"batch size {profile.batch_size}{chunks}",
+        f"input {numbers.shape(profile.in_shape)}" if profile.in_shape else "",
+        f"level {profile.level}",
+        profile.dtype,
+        profile.device,
+        *(f"{name} {value}" for name, value in profile.context),
+    ]
     figures = Pictures([Subject(profile_title(profile), (profile,))]).figures()
     return join(
         [
-            el("p", " · ".join(facts), class_="ls-facts"),
+            el("p", " · ".join(f for f in facts if f), class_="ls-facts"),
             *(el("p", warning, class_="ls-facts") for warning in profile.warnings),
             el("section", table([e for e in ends if e[1] != numbers.MISSING]), class_="ls-words"),
             *(figures or [el("p", "No layer was measured, so there is nothing to draw.", class_="ls-facts")]),

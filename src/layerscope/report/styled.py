@@ -12,8 +12,8 @@ WIDTH = 80
 
 #: What our own sentences use, in letters that every terminal has.
 _ASCII = str.maketrans({
-    "×": "x", "·": "*", "±": "+/-", "→": "->", "←": "<-", "≥": ">=", "≤": "<=", "–": "-", "—": "-", "…": "...", "’": "'",
-    "“": '"', "”": '"', "ν": "nu", "²": "^2", "∞": "inf", "÷": "/", "≈": "~", "\u00a0": " ",
+    "×": "x", "·": "*", "±": "+/-", "→": "->", "←": "<-", "≥": ">=", "≤": "<=", "–": "-", "—": "-", "…": "...",
+    "’": "'", "“": '"', "”": '"', "ν": "nu", "²": "^2", "∞": "inf", "÷": "/", "≈": "~", "\u00a0": " ",
 })  # fmt: skip
 
 
@@ -48,7 +48,11 @@ class Lines:
         """Wrapped text; ``first`` stands before the first line, ``rest`` before the others."""
         first, rest = ascii_only(first), ascii_only(first if rest is None else rest)
         wrapped = textwrap.wrap(
-            ascii_only(" ".join(text.split())), WIDTH, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False
+            ascii_only(" ".join(text.split())),
+            WIDTH,
+            initial_indent=first,
+            subsequent_indent=rest,
+            break_on_hyphens=False,
         )
         for line in wrapped:
             self.lines.append((Piece(line, style),))
@@ -86,7 +90,7 @@ def squeeze(text: str, width: int) -> str:
 
 
 def ascii_only(text: str) -> str:
-    """``text`` in ASCII: known signs by their names, accents dropped, anything else escaped as ``\\xe9``.
+    """``text`` in ASCII: known signs by their names, accents dropped, anything else by its code point.
 
     Line breaks and control characters become spaces: a name must not move the cursor.
 

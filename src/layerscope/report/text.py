@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 from layerscope.probe.records import LayerRecord, Profile
 from layerscope.report import numbers
-from layerscope.report.styled import Lines, Piece
 from layerscope.report.looks import LABEL_LOOKS, LEVEL_LOOKS
 from layerscope.report.measures import AXIS_TITLES, axis_number
+from layerscope.report.styled import Lines, Piece
 from layerscope.report.verdicts import analytic_text, sentence
 from layerscope.verdict.trunk import trunk
 from layerscope.verdict.types import Axis, AxisName, Comparison, Verdict
 
-#: Rows of a profile's table; a longer one is thinned out in the middle of nowhere rather than cut at the end.
+#: Rows of a profile's table; a longer one is thinned out evenly rather than cut at the end.
 MOST_ROWS = 40
 
 _COLUMNS: tuple[tuple[AxisName, str], ...] = (("F", "growth"), ("I", "cosine"), ("B", "gradient"), ("N", "noise"))
@@ -27,7 +27,7 @@ def comparison_text(result: Comparison) -> Lines:
     out.add(Piece(result.source, "bold"), "  ", Piece(", ".join(w for w in where if w), "dim"))
     out.add()
     choices = result.ranking()
-    rows = []
+    rows: list[list[str | Piece]] = []
     for choice in choices:
         look, label = LABEL_LOOKS[choice.verdict.label], choice.verdict.label
         axes = [_axis_piece(name, choice.verdict.axis(name)) for name, _ in _COLUMNS]
@@ -38,7 +38,7 @@ def comparison_text(result: Comparison) -> Lines:
         if choice.verdict.label != "healthy" or len(choices) == 1:
             look = LABEL_LOOKS[choice.verdict.label]
             out.add(Piece(choice.norm, "bold"), ": ", Piece(choice.verdict.label, look.style))
-            _why(out, choice.verdict, choice.notes)
+            _why(out, choice.verdict, choice.notes, most=2)
             out.add()
     disagreeing = [c.norm for c in choices if c.verdict.analytic and c.verdict.analytic.agrees is False]
     if disagreeing:
@@ -124,10 +124,10 @@ def _axis_piece(name: AxisName, axis: Axis | None) -> Piece:
     return Piece(f"{axis_number(name, axis.value)} {look.ascii}", look.style if axis.level != "good" else "")
 
 
-def _why(out: Lines, verdict: Verdict, notes: Sequence[str] = ()) -> None:
+def _why(out: Lines, verdict: Verdict, notes: Sequence[str] = (), most: int = 9) -> None:
     if verdict.reason:
         out.paragraph(sentence(verdict.reason), first="  ")
-    for remedy in verdict.remedies:
+    for remedy in verdict.remedies[:most]:
         out.paragraph(remedy, first="  -> ", rest="     ")
     for note in notes:
         out.paragraph(note, first="  note: ", rest="        ", style="dim")

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from layerscope.errors import LayerscopeError
-from layerscope.report.markup import Html
 from layerscope.report.document import page, scoped
+from layerscope.report.markup import Html
 from layerscope.report.styled import Lines
 
 T = TypeVar("T")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from layerscope.report.looks import Look, glyph
+from layerscope.report.looks import Look, glyph_at
 from layerscope.report.markup import Html, el, esc, join
 from layerscope.report.scales import Scale
 
@@ -28,6 +28,8 @@ class Guide:
 
     value: float
     text: str
+    at_end: bool = False
+    """The text stands at the right end of the line, not at the left."""
 
 
 def percent(place: float) -> str:
@@ -75,8 +77,8 @@ def stretched(height: int, *content: object, y: float = 0) -> Html:
     )
 
 
-def y_axis(scale: Scale, height: int, guides: Sequence[Guide] = ()) -> Html:
-    """Hair lines with their values in the left gutter, and guides with their meaning inside the plot."""
+def y_axis(scale: Scale, height: int, guides: Sequence[Guide] = (), mirrored: bool = False) -> Html:
+    """Hair lines with their values in the left gutter (right if ``mirrored``), and guides with their meaning."""
     parts: list[object] = []
     taken = [scale.at(g.value) for g in guides]
     for value, text in scale.ticks(max(3, height // 40)):
@@ -85,13 +87,15 @@ def y_axis(scale: Scale, height: int, guides: Sequence[Guide] = ()) -> Html:
             continue
         y = round(height * (1 - place), 1)
         parts.append(el("line", class_="ls-grid", x2="100%", y1=y, y2=y))
-        parts.append(el("text", text, class_="ls-tick", x=-8, y=y, dy=".35em"))
+        side = {"x": "100%", "dx": 8, "class_": "ls-tick ls-start"} if mirrored else {"x": -8, "class_": "ls-tick"}
+        parts.append(el("text", text, y=y, dy=".35em", **side))
     for guide, place in zip(guides, taken, strict=True):
         if place is None or not scale.low <= guide.value <= scale.high:
             continue
         y = round(height * (1 - place), 1)
         parts.append(el("line", class_="ls-guide", x2="100%", y1=y, y2=y))
-        parts.append(el("text", guide.text, class_="ls-note", x=4, y=y, dy="-4"))
+        where = {"x": "100%", "dx": -4, "text_anchor": "end"} if guide.at_end else {"x": 4}
+        parts.append(el("text", guide.text, class_="ls-note", y=y, dy=-4, **where))
     return join(parts)
 
 
@@ -134,35 +138,39 @@ class EndLabel:
     look: Look | None = None
 
 
-def end_labels(labels: Sequence[EndLabel], height: int) -> Html:
+def end_labels(labels: Sequence[EndLabel], height: int, mirrored: bool = False) -> Html:
     """Names beside the ends of their lines, moved apart where they would overlap, with thin leaders."""
     places = spread_out([label.y for label in labels], LABEL_GAP, 0, max(height, LABEL_GAP * (len(labels) - 1)))
-    return join(_end_label(label, place) for label, place in zip(labels, places, strict=True))
+    return join(_end_label(label, place, mirrored) for label, place in zip(labels, places, strict=True))
 
 
-def _end_label(label: EndLabel, y: float) -> Html:
-    leader = f"M3 {label.y:.1f}C10 {label.y:.1f} 8 {y:.1f} 15 {y:.1f}"
+def _end_label(label: EndLabel, y: float, mirrored: bool) -> Html:
+    s = "-" if mirrored else ""
+    leader = f"M{s}3 {label.y:.1f}C{s}10 {label.y:.1f} {s}8 {y:.1f} {s}15 {y:.1f}"
     return el(
         "svg",
         el("path", d=leader, class_="ls-lead"),
-        name_beside(label.name, y, label.look, x=18),
-        x="100%",
+        name_beside(label.name, y, label.look, mirrored),
+        x=None if mirrored else "100%",
         overflow="visible",
         class_=label.tone,
         data_c=label.key,
     )
 
 
-def name_beside(name: str, y: float, look: Look | None, x: float) -> Html:
-    """A name, after its shape where it has one, centred on ``y``."""
-    shape = el("svg", glyph(look), x=x, y=round(y - 5, 1), width=10, height=10) if look else Html("")
+def name_beside(name: str, y: float, look: Look | None, mirrored: bool = False) -> Html:
+    """A name with its shape where it has one, centred on ``y``, right of x = 18 (left of -18 if ``mirrored``)."""
+    sign = -1 if mirrored else 1
+    shape = glyph_at(look, sign * 23, y) if look else Html("")
     full = el("title", name) if len(name) > LONGEST else Html("")
-    return join(
-        [shape, el("text", full, esc(clip(name)), class_="ls-name", x=x + (14 if look else 0), y=round(y, 1), dy=".35em")]
-    )
+    text = el(
+        "text", full, esc(clip(name)), class_="ls-name ls-end" if mirrored else "ls-name",
+        x=sign * (32 if look else 18), y=round(y, 1), dy=".35em",
+    )  # fmt: skip
+    return join([shape, text])
 
 
-def gutter(names: Sequence[str]) -> str:
-    """Inline style that keeps room for the longest of ``names`` in the right gutter."""
+def framed(picture: Html, names: Sequence[str], mirrored: bool = False) -> Html:
+    """The picture with gutters: room for the longest of ``names`` on the right (left if ``mirrored``)."""
     longest = max((min(len(n), LONGEST) for n in names), default=0)
-    return f"--right:{longest + 5}"
+    return el("div", picture, class_="ls-frame ls-mirror" if mirrored else "ls-frame", style=f"--names:{longest + 5}")

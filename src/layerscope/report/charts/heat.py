@@ -35,8 +35,9 @@ def draw_row(
     look: Look | None = None,
     tone: str = "",
     mark: int | None = None,
+    mirrored: bool = False,
 ) -> Html:
-    """One row of cells with its name in the right gutter; ``mark`` puts a dot into that cell."""
+    """One row of cells with its name in the right gutter (left if ``mirrored``) and a dot in the cell ``mark``."""
     count = len(cells)
     paths: dict[str, list[str]] = {}
     start = 0
@@ -54,8 +55,8 @@ def draw_row(
     if mark is not None:
         parts.append(el("circle", class_="ls-first", cx=percent((mark + 0.5) / count), cy=y + ROW / 2, r=3.2))
     if name:
-        label = name_beside(name, y + ROW / 2, look, x=18)
-        parts.append(el("svg", label, x="100%", overflow="visible", class_=tone or None))
+        label = name_beside(name, y + ROW / 2, look, mirrored)
+        parts.append(el("svg", label, x=None if mirrored else "100%", overflow="visible", class_=tone or None))
     return el("g", *parts, data_c=key)
 
 
@@ -66,11 +67,9 @@ def height_of(rows: int) -> int:
 
 def key_bar(texts: Sequence[str], two_sided: bool) -> Html:
     """The colours with their values, evenly spaced from the lowest to the highest."""
-    first = 0 if two_sided else STEPS
-    count = 2 * STEPS + 1 - first
-    cells = join(el("path", class_=f"h{first + i}", d=f"M{i} 0h1v1H{i}z") for i in range(count))
-    bar = el("svg", cells, viewBox=f"0 0 {count} 1", preserveAspectRatio="none", shape_rendering="crispEdges")
+    colours = ",".join(f"var(--h{i})" for i in range(0 if two_sided else STEPS, 2 * STEPS + 1, STEPS // 2))
+    bar = el("span", class_="ls-key-bar", style=f"background:linear-gradient(90deg,{colours})")
     return el(
-        "span", bar, el("span", join((el("i", t) for t in texts)), class_="ls-key-text"), class_="ls-key", role="img",
+        "span", bar, el("span", join(el("i", t) for t in texts), class_="ls-key-text"), class_="ls-key", role="img",
         aria_label="colour scale: " + ", ".join(texts),
     )  # fmt: skip

@@ -16,6 +16,8 @@ class View:
     name: str
     meaning: str
     picture: Html
+    numbers: str = ""
+    """The folded table behind the picture; it stands below the caption."""
 
 
 def figure(
@@ -32,18 +34,20 @@ def figure(
         name = f"{unique}-{i}"
         buttons.append(el("input", type="radio", name=unique, id=name, checked=i == 0))
         buttons.append(el("label", view.name, for_=name, title=view.meaning))
-    panels = [
+    pictures = [
         el("div", el("p", el("b", v.name), ": ", v.meaning, class_="ls-meaning"), v.picture, class_="ls-panel")
         for v in views
     ]
+    tables = [el("div", Html(v.numbers), class_="ls-panel") for v in views]
     return el(
         "figure",
         el("h2", title) if title else "",
         el("p", question, class_="ls-question") if question else "",
         *buttons,
         key or "",
-        el("div", *panels, class_="ls-panels"),
+        el("div", *pictures, class_="ls-panels"),
         el("figcaption", esc(caption)) if caption else "",
+        el("div", *tables, class_="ls-panels ls-tables") if any(v.numbers for v in views) else "",
         class_="ls-fig",
     )
 

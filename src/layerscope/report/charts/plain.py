@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 
 from layerscope.errors import LayerscopeError
 from layerscope.report import numbers
-from layerscope.report.charts.frame import LABEL_GAP, Guide, gutter, percent, plot, y_axis
+from layerscope.report.charts.frame import LABEL_GAP, Guide, framed, percent, plot, y_axis
 from layerscope.report.charts.heat import GAP, ROW, draw_row, height_of, shade
 from layerscope.report.charts.lines import Line, draw_lines
 from layerscope.report.charts.scatter import x_axis
 from layerscope.report.charts.tables import numbers_table
-from layerscope.report.markup import Html, el, join
+from layerscope.report.markup import Html, el
 from layerscope.report.scales import Kind, fit
 
 #: Rows that the folded table has at most; longer series are thinned out there (the picture shows all).
@@ -67,12 +67,10 @@ def line_chart(
         columns=len(places[::step]),
         at=places[::step],
     )
-    rows = [
-        (numbers.short(across[i], 6), "", [write(n.values[i]) for n in lines]) for i in kept[::step]
-    ]
+    rows = [(numbers.short(across[i], 6), "", [write(n.values[i]) for n in lines]) for i in kept[::step]]
     heading = el("p", y_title, class_="ls-y-title") if y_title else ""
     names = [n.name for n in lines]
-    return el("div", heading, el("div", picture, class_="ls-frame", style=gutter(names)), numbers_table(names, rows),
+    return el("div", heading, framed(picture, names), numbers_table(names, rows),
               class_="ls-chart")  # fmt: skip
 
 
@@ -117,7 +115,11 @@ def heatmap(
     height = height_of(len(rows))
     title = el("text", f"{x_title} →", class_="ls-x-title", x=percent(1), y=height + 16) if x_title else ""
     picture = plot(
-        height + 22, *drawn, title, label=f"heat map of {', '.join(rows)} over {len(columns)} columns", columns=len(columns)
+        height + 22,
+        *drawn,
+        title,
+        label=f"heat map of {', '.join(rows)} over {len(columns)} columns",
+        columns=len(columns),
     )
     table = numbers_table(rows, [(c, "", [write(r[i]) for r in matrix]) for i, c in enumerate(columns)])
-    return el("div", el("div", picture, class_="ls-frame", style=gutter(list(rows))), table, class_="ls-chart")
+    return el("div", framed(picture, list(rows)), table, class_="ls-chart")

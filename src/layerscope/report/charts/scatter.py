@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from layerscope.report import numbers
-from layerscope.report.charts.frame import LABEL_GAP, Guide, clip, percent, plot, spread_out, stretched, y_axis
+from layerscope.report.charts.frame import LABEL_GAP, Guide, clip, framed, percent, plot, spread_out, stretched, y_axis
 from layerscope.report.charts.lines import trace
 from layerscope.report.charts.tables import numbers_table
-from layerscope.report.looks import TONES, Look, glyph
+from layerscope.report.looks import TONES, Look, glyph_at
 from layerscope.report.markup import Html, el, join
 from layerscope.report.scales import Kind, Scale, fit
 
@@ -37,7 +37,7 @@ def scatter(
     write_x: Callable[[float | None], str] = numbers.short,
     write_y: Callable[[float | None], str] = numbers.short,
     height: int = 320,
-) -> Html:
+) -> tuple[Html, Html]:
     """Points in the plane, each with its name beside it.
 
     Args:
@@ -51,9 +51,14 @@ def scatter(
         write_x: how an x is written in the table.
         write_y: how a y is written in the table.
         height: pixels.
+
+    Returns:
+        The picture, and the folded table of its numbers.
     """
     across, up = fit(x_kind, [p.x for p in points]), fit(y_kind, [p.y for p in points])
-    placed = {k: (x, y) for k, p in enumerate(points) if (x := across.at(p.x)) is not None and (y := up.at(p.y)) is not None}
+    placed = {
+        k: (x, y) for k, p in enumerate(points) if (x := across.at(p.x)) is not None and (y := up.at(p.y)) is not None
+    }
     joined = [k for k in path if k in placed]
     line, _ = trace([placed[k][0] for k in joined], [placed[k][1] for k in joined], height)
     names = _names(points, placed, height)
@@ -62,12 +67,16 @@ def scatter(
         y_axis(up, height, y_guides),
         x_axis(across, height, x_title),
         stretched(height, el("path", d=line, class_="ls-line ls-path")) if line else "",
-        *(_point(points[k], k, place, names[k], height) for k, place in placed.items()),
+        *(
+            _point(points[k], k, place, names[k], height, aside=bool(path) and k not in path)
+            for k, place in placed.items()
+        ),
         label=f"{y_title} against {x_title} for " + ", ".join(p.name for p in points),
     )
     rows = [(p.name, "", [write_x(p.x), write_y(p.y)]) for p in points]
     heading = el("p", y_title, class_="ls-y-title") if y_title else ""
-    return join([heading, el("div", picture, class_="ls-frame", style="--right:16"), numbers_table([x_title, y_title], rows)])
+    frame = el("div", heading, framed(picture, ["name beside its point"[:12]]), class_="ls-scatter")
+    return frame, numbers_table([x_title, y_title], rows)
 
 
 def x_axis(scale: Scale, height: int, title: str = "") -> Html:
@@ -99,14 +108,21 @@ def _names(points: Sequence[Point], placed: dict[int, tuple[float, float]], heig
     return found
 
 
-def _point(point: Point, key: int, place: tuple[float, float], name_y: float, height: int) -> Html:
+def _point(point: Point, key: int, place: tuple[float, float], name_y: float, height: int, aside: bool) -> Html:
     x, y = place[0], round(height * (1 - place[1]), 1)
     tone = point.tone or TONES[key % len(TONES)]
-    shape = (
-        el("svg", glyph(point.look), x=-6, y=y - 6, width=12, height=12)
-        if point.look
-        else el("circle", cy=y, r=4.5, class_="ls-point")
-    )
+    shape = glyph_at(point.look, 0, y, 12) if point.look else el("circle", cy=y, r=4.5, class_="ls-point")
     leader = el("path", d=f"M6 {y}L13 {name_y:.1f}", class_="ls-lead") if abs(name_y - y) > 3 else ""
-    name = el("text", clip(point.name), class_="ls-name", x=15 if leader else 11, y=round(name_y, 1), dy=".35em")
-    return el("svg", leader, shape, name, x=percent(x), overflow="visible", class_=tone, data_c=key)
+    # The line of a trade-off runs down to the right: its points have their names above it.
+    lift = 0 if leader or aside else 8
+    name = el("text", clip(point.name), class_="ls-name", x=15 if leader else 10, y=round(name_y - lift, 1), dy=".35em")
+    return el(
+        "svg",
+        leader,
+        shape,
+        name,
+        x=percent(x),
+        overflow="visible",
+        class_=f"{tone} ls-aside" if aside else tone,
+        data_c=key,
+    )

@@ -11,9 +11,7 @@ def table(rows: Sequence[Sequence[object]], header: Sequence[object] = (), *, nu
     """A table that scrolls sideways where it does not fit; columns from ``numeric_from`` on are set to the right."""
 
     def cells(name: str, row: Sequence[object]) -> Html:
-        return join(
-            el(name, cell, class_="ls-r" if i >= numeric_from else None) for i, cell in enumerate(row)
-        )
+        return join(el(name, cell, class_="ls-r" if i >= numeric_from else None) for i, cell in enumerate(row))
 
     head = el("thead", el("tr", cells("th", header))) if header else Html("")
     body = el("tbody", join(el("tr", cells("td", row)) for row in rows))

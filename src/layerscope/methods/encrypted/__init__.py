@@ -32,6 +32,11 @@ if TYPE_CHECKING:
     from layerscope.methods.encrypted.errors import WidthError as WidthError
     from layerscope.methods.encrypted.network import QuantizedNet as QuantizedNet
     from layerscope.methods.encrypted.network import quantize as quantize
+    from layerscope.methods.encrypted.protocol.client import Client as Client
+    from layerscope.methods.encrypted.protocol.compiled import CompiledNet as CompiledNet
+    from layerscope.methods.encrypted.protocol.compiled import compile as compile
+    from layerscope.methods.encrypted.protocol.server import Server as Server
+    from layerscope.methods.encrypted.protocol.service import Service as Service
     from layerscope.methods.encrypted.qat import QatNet as QatNet
     from layerscope.methods.encrypted.qat import finetune as finetune
     from layerscope.methods.encrypted.quantizer import log_quantize as log_quantize
@@ -44,6 +49,11 @@ __getattr__, __dir__, __all__ = lazy(
         "log_quantize": "quantizer",
         "finetune": "qat",
         "QatNet": "qat",
+        "compile": "protocol.compiled",
+        "CompiledNet": "protocol.compiled",
+        "Client": "protocol.client",
+        "Server": "protocol.server",
+        "Service": "protocol.service",
         "EncryptedError": "errors",
         "EngineError": "errors",
         "EnvelopeError": "errors",

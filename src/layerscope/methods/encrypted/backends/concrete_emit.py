@@ -177,7 +177,7 @@ class _Emitter:
             parts = [self._channels(acc, run, box) for run in members]
             joined = self._joined(parts, box)
             code_box = min(max(box[0], 0) >> shift, top), min(max(box[1], 0) >> shift, top)
-            codes = self._lookup(joined, shift, box, partial(_requantized, shift=shift, top=top), code_box)
+            codes = self._lookup(joined, shift, box, _requantizer(shift, top), code_box)
             start = 0
             for run in members:
                 pieces[int(run[0])] = self._channels(codes, np.arange(start, start + len(run)), code_box)
@@ -247,8 +247,11 @@ class _Emitter:
         return self._free(lambda: sides[0] + sides[1], self._box(index))
 
 
-def _requantized(v: Any, *, shift: int, top: int) -> Any:
-    return np.minimum(np.maximum(v, 0) >> shift, top)
+def _requantizer(shift: int, top: int) -> Callable[[Any], Any]:
+    def requantized(v: Any) -> Any:
+        return np.minimum(np.maximum(v, 0) >> shift, top)
+
+    return requantized  # the engine wants a function with a name, not a partial
 
 
 def _reshaped(x: Any, shape: tuple[int, ...]) -> Any:

@@ -44,7 +44,7 @@ def _wires(values: Words, wires: NDArray[np.int64]) -> Words:
 
 def pack(numbers: NDArray[np.int64], bits: int) -> Words:
     """Integers [samples] to bit planes [bits, ceil(samples / 64)]; negative numbers as two's complement."""
-    return pack_rows(numbers[None], bits)[0]
+    return np.asarray(pack_rows(numbers[None], bits)[0], np.uint64)
 
 
 def pack_rows(numbers: NDArray[np.int64], bits: int) -> Words:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from layerscope.data import Dataset
 from layerscope.errors import TrainingError
-from layerscope.training.seeds import derive
+from layerscope.training.seeds import derive, reseed
 
 
 class Batches(Protocol):
@@ -97,7 +97,7 @@ class Stream:
 
     def _take(self) -> Any:
         for _ in range(2):
-            torch.manual_seed(derive(self.seed, "fetch", self._step))
+            reseed(torch.device("cpu"), derive(self.seed, "fetch", self._step))
             if self._iterator is None:
                 self._iterator = self._start()
             try:

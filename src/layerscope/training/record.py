@@ -87,6 +87,9 @@ class Record:
 
 def _to_floats(waiting: list[tuple[Tensor, float, _Metrics]]) -> list[tuple[float, dict[str, float]]]:
     """Losses and metrics as floats, with one transfer from the device for all of them."""
+    if len(waiting) == 1:
+        loss, _, metrics = waiting[0]
+        return [(loss.item(), {name: float(value) for name, value in metrics.items()})]
     tensors = [loss for loss, _, _ in waiting]
     tensors += [value for _, _, metrics in waiting for value in metrics.values() if isinstance(value, Tensor)]
     numbers = iter(torch.stack([t.reshape(()).double() for t in tensors]).tolist() if tensors else [])

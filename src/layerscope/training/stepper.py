@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from layerscope.errors import TrainingError
 from layerscope.training.augment import augmentation
 from layerscope.training.optimizers import make_optimizer
 from layerscope.training.schedules import schedule
-from layerscope.training.seeds import derive
+from layerscope.training.seeds import derive, reseed
 from layerscope.training.settings import Settings
 from layerscope.training.steps import StepFn, Supervised, pair, parts, placed
 
@@ -60,11 +61,12 @@ class Stepper:
         losses, metrics = [], dict[str, Any]()
         for part, share in parts(batch, self.settings.accumulate):
             loss, measured = self._forward(step, part)
-            self.scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]  # torch's stubs
-            losses.append(loss.detach() * share)
+            loss = loss if share == 1 else loss * share
+            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch's stubs
+            losses.append(loss.detach())
             for name, value in measured.items():
                 value = value.detach() if isinstance(value, Tensor) else value
-                metrics[name] = metrics.get(name, 0.0) + value * share
+                metrics[name] = value if share == 1 else metrics.get(name, 0.0) + value * share
         self.scaler.unscale_(self.optimizer)
         if self.settings.clip is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
@@ -95,7 +97,7 @@ class Stepper:
     def _prepared(self, step: int, batch: Any) -> Any:
         settings = self.settings
         batch = placed(batch, self.device, self.dtype, settings.channels_last)
-        torch.manual_seed(derive(settings.seed, "step", step))
+        reseed(self.device, derive(settings.seed, "step", step))
         if self.augment is None:
             return batch
         x, y = pair(batch)
@@ -103,9 +105,8 @@ class Stepper:
 
     def _forward(self, step: int, part: Any) -> tuple[Tensor, Mapping[str, Tensor | float]]:
         amp = self.settings.amp
-        dtype = getattr(torch, amp) if amp else None
         try:
-            with torch.autocast(self.device.type, dtype=dtype, enabled=amp is not None):
+            with torch.autocast(self.device.type, dtype=getattr(torch, amp)) if amp else nullcontext():
                 result = self.step_fn(self.model, part)
         except torch.OutOfMemoryError as error:
             raise TrainingError(

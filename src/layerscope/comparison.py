@@ -75,6 +75,7 @@ def compare(
     seed_list = _seeds(seeds, source)
     if batch_size < 1 or (chunks is not None and chunks < 1):
         raise LayerscopeError(f"batch_size and chunks must be at least 1; got {batch_size} and {chunks}")
+    probe.check_device(device)
     x, y, name, found_classes = _batch(data, batch_size * (chunks or -(-FEWEST_SAMPLES // batch_size)))
     outputs = classes or found_classes
     shape = tuple(x.shape[1:])

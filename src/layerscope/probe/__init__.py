@@ -19,11 +19,13 @@ from typing import TYPE_CHECKING
 from layerscope._lazy import lazy
 
 if TYPE_CHECKING:
+    from layerscope.probe.network import check_device as check_device
     from layerscope.probe.records import LayerRecord as LayerRecord
     from layerscope.probe.records import Level as Level
     from layerscope.probe.records import Profile as Profile
     from layerscope.probe.run import profile as profile
 
 __getattr__, __dir__, __all__ = lazy(
-    __name__, {"profile": "run", "LayerRecord": "records", "Level": "records", "Profile": "records"}
+    __name__,
+    {"profile": "run", "check_device": "network", "LayerRecord": "records", "Level": "records", "Profile": "records"},
 )

@@ -110,7 +110,13 @@ def backward_axis(profiles: Sequence[Profile], limits: Thresholds) -> Axis:
             ratios.append(g[0] / g[-1])
             rates.append(gradient.backward_rate(g))
     if not ratios:
-        return Axis("B", "unknown", None, None, "no gradient reached the main path: every parameter is frozen, or the classifier starts at zero")
+        return Axis(
+            "B",
+            "unknown",
+            None,
+            None,
+            "no gradient reached the main path: every parameter is frozen, or the classifier starts at zero",
+        )
     ratio, spread = _over_seeds(ratios)
     rate, _ = _over_seeds(rates)
     t = trunk(profiles[0])

@@ -44,7 +44,7 @@ def smallest_set(profile: Profile) -> tuple[int, LayerRecord] | None:
 
 
 def _set_size(family: str, spec: Spec, record: LayerRecord, batch: int) -> int | None:
-    channels, positions = _channels_positions(record)
+    channels, positions = channels_positions(record)
     if family in ("batch", "variance", "mixture"):
         return batch * positions
     if family == "ghost":
@@ -61,7 +61,8 @@ def _set_size(family: str, spec: Spec, record: LayerRecord, batch: int) -> int |
     return None
 
 
-def _channels_positions(record: LayerRecord) -> tuple[int, int]:
+def channels_positions(record: LayerRecord) -> tuple[int, int]:
+    """C and S of a record's output."""
     if record.layout == "token":
         return record.shape[-1], math.prod(record.shape[1:-1])
     return record.shape[1] if len(record.shape) > 1 else 1, math.prod(record.shape[2:])

@@ -1,0 +1,60 @@
+"""Neural sampling machines: multiplicative noise at every connection, which normalizes the weights by itself.
+
+A unit with always-on noise and a threshold fires with P(z = +1) = (1 + erf(beta w.z / |w| + c)) / 2: weight
+normalization for free, and an ensemble in one network. Detorakis et al. 2019, arXiv 1910.12316::
+
+    from layerscope.methods import sampling
+
+    net = nn.Sequential(sampling.Binarize(), sampling.SamplingLinear(784, 300), nn.Linear(300, 10))
+    sampling.initialize(net, x)                              # magnitudes and biases from one batch
+    ...                                                      # train as ever; net.eval() keeps the noise
+    prediction = sampling.predict(net, x, samples=100)       # mean softmax, entropy, mutual information, votes
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from layerscope._lazy import lazy
+
+if TYPE_CHECKING:
+    from layerscope.methods.sampling.calibrate import initialize as initialize
+    from layerscope.methods.sampling.context import deterministic as deterministic
+    from layerscope.methods.sampling.context import sampling_layers as sampling_layers
+    from layerscope.methods.sampling.context import seeded as seeded
+    from layerscope.methods.sampling.context import using_mode as using_mode
+    from layerscope.methods.sampling.errors import SamplingError as SamplingError
+    from layerscope.methods.sampling.errors import SamplingWarning as SamplingWarning
+    from layerscope.methods.sampling.functional import firing_probability as firing_probability
+    from layerscope.methods.sampling.functional import sample as sample
+    from layerscope.methods.sampling.layers import Binarize as Binarize
+    from layerscope.methods.sampling.layers import SamplingConv2d as SamplingConv2d
+    from layerscope.methods.sampling.layers import SamplingLayer as SamplingLayer
+    from layerscope.methods.sampling.layers import SamplingLinear as SamplingLinear
+    from layerscope.methods.sampling.noises import Noise as Noise
+    from layerscope.methods.sampling.noises import bernoulli as bernoulli
+    from layerscope.methods.sampling.noises import gaussian as gaussian
+    from layerscope.methods.sampling.noises import noise as noise
+
+__getattr__, __dir__, __all__ = lazy(
+    __name__,
+    {
+        "SamplingLinear": "layers",
+        "SamplingConv2d": "layers",
+        "SamplingLayer": "layers",
+        "Binarize": "layers",
+        "Noise": "noises",
+        "bernoulli": "noises",
+        "gaussian": "noises",
+        "noise": "noises",
+        "sample": "functional",
+        "firing_probability": "functional",
+        "initialize": "calibrate",
+        "deterministic": "context",
+        "using_mode": "context",
+        "seeded": "context",
+        "sampling_layers": "context",
+        "SamplingError": "errors",
+        "SamplingWarning": "errors",
+    },
+)

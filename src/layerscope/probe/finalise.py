@@ -112,6 +112,11 @@ def _grams(unique: dict[int, Reduced], numbers: dict[int, dict[str, float]]) -> 
         m = similarity.normalized_gram(torch.stack([g for k in keys if (g := unique[k].gram) is not None]).cpu())
         spectrum = rank.eigenvalues(m)
         centred = rank.eigenvalues(rank.centred_gram(m))
+        for key, total, trace in zip(
+            keys, m.sum((-2, -1)).tolist(), m.diagonal(dim1=-2, dim2=-1).sum(-1).tolist(), strict=True
+        ):
+            if unique[key].resultant is None:
+                numbers[key]["cosine"] = (total - trace) / (trace * (trace - 1)) if trace > 1 else math.nan
         columns = (
             ("stable_rank", rank.stable_rank(spectrum)),
             ("participation_ratio", rank.participation_ratio(m)),

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
+from layerscope.probe.network import Network
 from layerscope.probe.points import Point, role_of_function
 from layerscope.probe.recorder import Recorder
 
@@ -29,18 +30,18 @@ class FunctionalOps(TorchFunctionMode):
     A call is named ``<path of the module whose forward called it>.<function>``.
     """
 
-    def __init__(self, model: nn.Module, points: Sequence[Point], recorder: Recorder) -> None:
+    def __init__(self, network: Network, points: Sequence[Point], recorder: Recorder) -> None:
         super().__init__()
         self._recorder = recorder
         self._stack: list[str] = []
         self._inside_leaf = 0
         self._leaves = {id(p.module) for p in points if p.is_leaf}
         self._blocks = {p.path for p in points if p.role == "block"}
-        self._model = model
+        self._network = network
         self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> FunctionalOps:
-        for path, module in self._model.named_modules():
+        for path, module in self._network.modules:
             self._handles.append(module.register_forward_pre_hook(self._push(path), prepend=True))
             self._handles.append(module.register_forward_hook(self._pop, always_call=True))
         super().__enter__()  # type: ignore[no-untyped-call]  # torch's mode is untyped

@@ -1,16 +1,17 @@
-"""The batch and the model, checked before anything runs; every complaint says what to do."""
+"""The batch, checked before anything runs; every complaint says what to do."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
+from torch import Tensor
 
 from layerscope.errors import ProbeError
+from layerscope.probe.network import Network
 
 
 @dataclass(frozen=True)
@@ -33,73 +34,35 @@ class Batch:
             yield self.x[part], None if self.y is None else self.y[part]
 
 
-def check_model(model: Any, device: str | torch.device | None) -> tuple[nn.Module, torch.device, torch.dtype]:
-    """The eager module, its device and its dtype.
-
-    Raises:
-        ProbeError: not a module, wrapped for distribution, scripted, not initialized, or not on ``device``.
-    """
-    if not isinstance(model, nn.Module):
-        raise ProbeError(f"expected a torch.nn.Module, got {type(model).__name__}; build the network first")
-    if isinstance(model, torch.jit.ScriptModule):
-        raise ProbeError("a scripted module runs outside Python and cannot be watched; pass the original module")
-    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        raise ProbeError(f"{type(model).__name__} hides the layers: pass  model.module  instead")
-    inner = getattr(model, "_orig_mod", None)
-    model = inner if isinstance(inner, nn.Module) else model
-    tensors = [*model.parameters(), *model.buffers()]
-    if any(is_lazy(t) for t in tensors):
-        raise ProbeError("the model has lazy layers that do not know their shape yet: run one batch through it first")
-    devices = sorted({str(t.device) for t in tensors}) or ["cpu"]
-    at = next((t.device for t in tensors), torch.device("cpu"))
-    if device is not None:
-        _check_device(torch.device(device), at, devices)
-    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    return model, at, dtype
-
-
-def _check_device(wanted: torch.device, at: torch.device, devices: list[str]) -> None:
-    if wanted.type == "cuda" and not torch.cuda.is_available():
-        raise ProbeError(f"device {str(wanted)!r} was asked for, but CUDA is not available here: use device='cpu'")
-    if wanted.type != at.type or (wanted.index is not None and wanted.index != at.index):
-        raise ProbeError(
-            f"the model is on {', '.join(devices)}, not on {wanted}: move it first with model.to('{wanted}')"
-        )
-
-
-def check_batch(
-    batch: Any, batch_size: int | None, device: torch.device, dtype: torch.dtype, *, takes_ids: bool
-) -> tuple[Batch, list[str]]:
+def check_batch(batch: Any, batch_size: int | None, network: Network) -> tuple[Batch, list[str]]:
     """The batch as tensors, cut to whole training batches, with notes on what was left out.
 
     Args:
         batch: ``(x, y)``, or ``x`` alone.
         batch_size: training batch size; None takes the whole batch.
-        device: where to put it.
-        dtype: the model's; floating-point inputs are brought to it.
-        takes_ids: integer inputs are meant (the network has an embedding).
+        network: gives the device and, for floating-point inputs, the dtype to bring them to.
 
     Raises:
         ProbeError: empty, integer where floats are needed, NaN or infinite, too few samples, lengths that differ.
     """
     x, y = batch if isinstance(batch, tuple | list) and len(batch) == 2 else (batch, None)
     x, y = _tensor(x, "x"), y if y is None or isinstance(y, dict) else _tensor(y, "y")
-    if x.ndim < 2 and not takes_ids:
+    if x.ndim < 2 and not network.takes_ids:
         raise ProbeError(f"x must have a sample axis and at least one more, got shape {tuple(x.shape)}")
     if x.numel() == 0:
         raise ProbeError(f"x is empty: shape {tuple(x.shape)}")
     if not x.is_floating_point():
-        if not takes_ids:
+        if not network.takes_ids:
             fix = "x.float() / 255" if x.dtype == torch.uint8 else "x.float()"
             raise ProbeError(f"x is {_name(x.dtype)}, a network computes on floating point: pass {fix}")
     else:
-        bad = int((~x.isfinite()).sum())
+        bad = 0 if math.isfinite(float(x.sum())) else int((~x.isfinite()).sum())
         if bad:
             rows = (~x.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
             raise ProbeError(
                 f"x holds {bad} NaN or infinite values (first in sample {rows[0]}): the data is broken, not the network"
             )
-        x = x.to(dtype)
+        x = x.to(network.dtype)
     if y is not None and not isinstance(y, dict) and len(y) != len(x):
         raise ProbeError(f"x has {len(x)} samples and y has {len(y)}")
     size = len(x) if batch_size is None else batch_size
@@ -112,8 +75,8 @@ def check_batch(
     left = len(x) % size
     notes = [f"the last {left} of {len(x)} samples do not fill a batch of {size} and were left out"] if left else []
     keep = len(x) - left
-    y = y[:keep].to(device) if isinstance(y, Tensor) else y
-    return Batch(x[:keep].to(device), y, size), notes
+    y = y[:keep].to(network.device) if isinstance(y, Tensor) else y
+    return Batch(x[:keep].to(network.device), y, size), notes
 
 
 def _tensor(value: Any, name: str) -> Tensor:

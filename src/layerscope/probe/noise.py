@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from layerscope.probe.network import Network
 from layerscope.quantities.noise import batch_noise_of
 
 #: Views of every sample, on average.
@@ -54,8 +55,8 @@ def _alike(a: Tensor, b: Tensor, all_views: Tensor, dtype: torch.dtype) -> bool:
     return bool((a - b).square().sum() <= ROUNDING.get(dtype, 1e-3) * spread)
 
 
-def quiet_dropout(model: nn.Module) -> None:
+def quiet_dropout(network: Network) -> None:
     """Switch random masks off, so that only the batch can change a readout. Undone by :func:`unchanged`."""
-    for module in model.modules():
+    for _, module in network.modules:
         if "drop" in type(module).__name__.lower():
             module.training = False

@@ -1,11 +1,15 @@
 """Which reductions a call site gets, by level and role: the price list of the probe.
 
-Prices in reads of the tensor: moments 2, cosine 1, gradient 1, Gram matrix of 32 samples about 2, extremes 1.5. What
-follows a batch norm's output is known from its input, so ``light`` and ``standard`` do not read that output again.
+Prices in reads of the tensor: moments 2, cosine 1, gradient 1, Gram matrix of 32 samples 2, of 64 samples 6, extremes
+1.5. The moments of a plain batch norm's output follow from its input's, so they cost nothing where no more is asked.
+
+Signals are read where a layer hands its result on (an *outlet*): activations and blocks. A network that shows neither,
+because its activations are functions, is read at its weight and norm layers instead.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from layerscope.probe.records import Level, Role
@@ -13,29 +17,55 @@ from layerscope.probe.records import Level, Role
 GRAM_SAMPLES = 32
 GRAM_FEATURES = 16384
 _ALL = 1 << 62
+_WEIGHTED = ("conv", "linear", "attention", "block")
+_OUTLETS = ("activation", "block")
+_BEFORE_OUTLET = ("conv", "norm")
 
 
 class Plan(NamedTuple):
-    """The reductions of one call site."""
+    """The reductions of one call site, beside its moments."""
 
-    cosine: bool
-    gram_samples: int
+    cosine: bool = False
+    gram_samples: int = 0
     """At most this many samples in the Gram matrix; 0: none."""
-    gram_features: int
+    gram_features: int = GRAM_FEATURES
     """At most this many features in it."""
-    sketch: bool
+    sketch: bool = False
     """Keep a few thousand values, for the share of zeros."""
-    absmax: bool
-    gradient: bool
+    absmax: bool = False
+    gradient: bool = False
+
+    @property
+    def moments_only(self) -> bool:
+        """Whether nothing is asked that needs the tensor itself."""
+        return not (self.cosine or self.gram_samples or self.sketch or self.absmax)
 
 
-def plan(level: Level, role: Role) -> Plan:
-    """What ``level`` measures where ``role`` stands."""
-    outlet = role in ("activation", "block")
-    weighted = role in ("conv", "linear", "attention", "block")
-    if level == "light":
-        return Plan(False, 0, 0, False, False, weighted)
-    if level == "standard":
-        everywhere = role != "norm"
-        return Plan(everywhere, GRAM_SAMPLES if outlet else 0, GRAM_FEATURES, outlet, False, everywhere)
-    return Plan(True, _ALL if outlet or role == "norm" else 0, _ALL, True, True, True)
+class Planner:
+    """The plans of one level for one network."""
+
+    def __init__(self, level: Level, roles: Iterable[Role]) -> None:
+        self.level = level
+        self.has_outlets = any(role in _OUTLETS for role in roles)
+
+    def __call__(self, role: Role, in_block: bool) -> Plan | None:
+        """What is measured where ``role`` stands; None: nothing, the call site is left out.
+
+        ``light`` leaves out what lies inside a block, except weights and norms: the block's own output stands for it.
+        """
+        if self.level == "light":
+            if in_block and role not in (*_WEIGHTED, "norm"):
+                return None
+            return Plan(gradient=role in _WEIGHTED)
+        outlet = role in (_OUTLETS if self.has_outlets else _BEFORE_OUTLET)
+        between = role in _BEFORE_OUTLET and not outlet
+        if self.level == "standard":
+            return Plan(
+                cosine=not between,
+                gram_samples=GRAM_SAMPLES if outlet else 0,
+                sketch=outlet,
+                gradient=role != "norm" or outlet,
+            )
+        if outlet:
+            return Plan(True, _ALL, _ALL, sketch=True, absmax=True, gradient=True)
+        return Plan(True, GRAM_SAMPLES if role == "norm" else 0, gradient=True)

@@ -12,6 +12,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from layerscope.probe.network import Network
+
 
 @dataclass(frozen=True)
 class Head:
@@ -32,10 +34,8 @@ class Readout:
     It holds references, no copies: autograd keeps these small matrices alive anyway.
     """
 
-    def __init__(self, model: nn.Module, position: Callable[[], int] = lambda: 0) -> None:
-        self._linears = [
-            (path or type(model).__name__, m) for path, m in model.named_modules() if isinstance(m, nn.Linear)
-        ]
+    def __init__(self, network: Network, position: Callable[[], int] = lambda: 0) -> None:
+        self._linears = [(path or network.name, m) for path, m in network.modules if isinstance(m, nn.Linear)]
         self._position = position
         self._handles: list[RemovableHandle] = []
         self.heads: deque[Head] = deque(maxlen=8)

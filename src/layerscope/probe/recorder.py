@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from layerscope.probe.layouts import AxisMemory, samples_first, view
 from layerscope.probe.outputs import first_tensor
-from layerscope.probe.plans import Plan, plan
+from layerscope.probe.plans import Plan, Planner
 from layerscope.probe.points import Point
 from layerscope.probe.records import Level, Role
 from layerscope.probe.reducers import Reduced, Reducer, reduce_gradient
@@ -49,7 +49,9 @@ class Recorder:
     """
 
     def __init__(self, points: Sequence[Point], level: Level, device_type: str) -> None:
-        self.points, self.level, self.device_type = points, level, device_type
+        self.device_type = device_type
+        self.plan = Planner(level, (p.role for p in points if not p.is_candidate))
+        self.points = [p for p in points if self.plan(p.role, p.block is not None)]
         self.traces: list[Trace] = []
         self.busy = False
         self._handles: list[RemovableHandle] = []
@@ -119,7 +121,8 @@ class Recorder:
             source: the input, if the output's moments follow from it.
             residual: the output is a sum of two paths.
         """
-        if out is None or not out.is_floating_point():
+        todo = self.plan(role, block is not None)
+        if todo is None or out is None or not out.is_floating_point():
             return
         known = self._known(out)
         if known is not None and role != "block":
@@ -132,12 +135,10 @@ class Recorder:
         if known is not None:
             self.traces.append(Trace(name, kind, role, block, known.shape, module, known.kept, known.grad, residual))
             return
-        todo = plan(self.level, role)
         kept = self._derived(module, source, todo) or self._read(module, rows, todo)
         trace = Trace(name, kind, role, block, tuple(rows.shape), module, kept, [], residual)
         if todo.gradient and out.requires_grad:
-            grad = trace.grad
-            out.register_hook(lambda g: grad.append(reduce_gradient(g)))  # type: ignore[no-untyped-call]  # not annotated
+            _on_gradient(out, trace.grad)
         self.traces.append(trace)
         self._seen[out.data_ptr()] = (weakref.ref(out), out._version, trace)
 
@@ -154,7 +155,7 @@ class Recorder:
 
     def _derived(self, module: nn.Module | None, source: Tensor | None, todo: Plan) -> Reduced | None:
         """What follows from the input of a plain batch norm, where nothing else is to be read off its output."""
-        if source is None or module is None or todo.cosine or len(module._forward_hooks) > 1:
+        if source is None or module is None or not todo.moments_only or len(module._forward_hooks) > 1:
             return None
         known = self._known(source)
         if known is None or known.kept.tables is None:
@@ -171,3 +172,17 @@ class Recorder:
         if tensor is None or tensor._version != version or out._version != version or tensor.numel() != out.numel():
             return None
         return trace
+
+
+def _on_gradient(out: Tensor, into: list[Tensor]) -> None:
+    """Reduce the gradient of ``out`` when it is known: before the function that made ``out`` runs backward."""
+    node, index = out.grad_fn, out.output_nr
+    if node is None:  # a leaf, such as an input handed through
+        out.register_hook(lambda g: into.append(reduce_gradient(g)))  # type: ignore[no-untyped-call]  # not annotated
+        return
+
+    def before(grads: Any) -> None:
+        if grads[index] is not None:
+            into.append(reduce_gradient(grads[index]))
+
+    node.register_prehook(before)

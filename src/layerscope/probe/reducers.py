@@ -17,8 +17,6 @@ from layerscope.quantities.moments import Tables
 SKETCH_VALUES = 4096
 #: Below this many positions the tables would be a sizeable copy of the tensor, so they are summarised at once.
 MIN_TABLE_POSITIONS = 8
-#: Rows shorter than this are summed faster by a matrix-vector product than by a reduction.
-SHORT_ROW = 128
 
 
 @dataclass(slots=True)
@@ -46,7 +44,6 @@ class Reducer:
 
     def __init__(self) -> None:
         self._squares: Tensor | None = None
-        self._ones: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
 
     def __call__(self, v: View, todo: Plan, known: Tables | None = None) -> Reduced:
         """All reductions of ``todo`` on one output; ``known`` tables are not computed again."""
@@ -59,10 +56,10 @@ class Reducer:
             kept.tables = tables
         if len(data) > 1 and (todo.cosine or todo.gram_samples):
             flat = data.flatten(1)
-            if todo.cosine:
+            if todo.cosine and todo.gram_samples < len(data):  # else it follows from the Gram matrix
                 kept.resultant = _resultant(flat, torch.linalg.vector_norm(tables.norms, dim=1))
-                if v.layout == "token":
-                    kept.tokens = _token_resultants(data)
+            if v.layout == "token":
+                kept.tokens = _token_resultants(data)
             if todo.gram_samples:
                 kept.gram = _gram(flat, todo)
         if todo.sketch:
@@ -83,11 +80,6 @@ class Reducer:
             if data.device.type != "cpu":
                 return Tables(data.sum(1), torch.linalg.vector_norm(data, dim=1), v.positions)
             return Tables(data.sum(1), self._square(data).sum(1).sqrt_(), v.positions)
-        if v.positions < SHORT_ROW and data.device.type == "cpu":
-            ones = self._one(v.positions, data)
-            sums = torch.mv(data.flatten(0, 1), ones)
-            norms = torch.mv(self._square(data).flatten(0, 1), ones).sqrt_()
-            return Tables(sums.view(data.shape[:2]), norms.view(data.shape[:2]), v.positions)
         return Tables(data.sum(2), torch.linalg.vector_norm(data, dim=2), v.positions)
 
     def _square(self, x: Tensor) -> Tensor:
@@ -95,12 +87,6 @@ class Reducer:
         if buffer is None or buffer.numel() < x.numel() or buffer.dtype != x.dtype:
             self._squares = buffer = torch.empty(x.numel(), dtype=x.dtype)
         return torch.mul(x, x, out=buffer[: x.numel()].view(x.shape))
-
-    def _one(self, length: int, like: Tensor) -> Tensor:
-        key = length, like.dtype, like.device
-        if key not in self._ones:
-            self._ones[key] = torch.ones(length, dtype=like.dtype, device=like.device)
-        return self._ones[key]
 
 
 def reduce_gradient(grad: Tensor) -> Tensor:

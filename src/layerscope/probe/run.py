@@ -4,28 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from layerscope import __version__
 from layerscope.errors import ProbeError, did_you_mean
-from layerscope.probe.blame import blame
-from layerscope.probe.finalise import Site, average, finalise
-from layerscope.probe.functional import FunctionalOps
-from layerscope.probe.inputs import Batch, check_batch, check_model
-from layerscope.probe.noise import measure_batch_noise, quiet_dropout
-from layerscope.probe.outputs import Loss, Select, loss_of, pick
-from layerscope.probe.points import Point, find_points
-from layerscope.probe.readout import Head, Readout
-from layerscope.probe.recorder import Recorder
+from layerscope.probe.finalise import average
+from layerscope.probe.inputs import check_batch
+from layerscope.probe.network import open_network
+from layerscope.probe.outputs import Loss, Select
+from layerscope.probe.passes import Passes
+from layerscope.probe.points import find_points
 from layerscope.probe.records import Level, Profile
-from layerscope.probe.reducers import reduce_gradient
 from layerscope.probe.state import unchanged
-from layerscope.quantities import rank, similarity, spread
 
 
 def profile(
@@ -77,17 +70,16 @@ def profile(
     if level not in get_args(Level):
         raise ProbeError(f"unknown level {level!r}: {did_you_mean(str(level), get_args(Level))}")
     started = time.perf_counter()
-    model, at, dtype = check_model(model, device)
-    takes_ids = any(isinstance(m, nn.Embedding | nn.EmbeddingBag) for m in model.modules())
-    data, notes = check_batch(batch, batch_size, at, dtype, takes_ids=takes_ids)
-    points = find_points(model, select=select, blocks=blocks)
+    network = open_network(model, device)
+    data, notes = check_batch(batch, batch_size, network)
+    points = find_points(network.model, select=select, blocks=blocks)
     noisy = batch_noise if batch_noise is not None else level != "light" and data.chunks > 1
-    with unchanged(model), torch.inference_mode(False), torch.enable_grad():
+    with unchanged(network), torch.inference_mode(False), torch.enable_grad():
         if seed is not None:
             torch.manual_seed(seed)
-        for module in model.modules():
+        for _, module in network.modules:
             module.training = True
-        run = _Run(model, points, level, loss, output, functional, at)
+        run = Passes(network, points, level, loss, output, functional=functional)
         chunks = [run.chunk(x, y) for x, y in data]
         nu = run.batch_noise(data, seed) if noisy else None
         weights = run.weights(len(chunks))
@@ -95,7 +87,7 @@ def profile(
         notes.append("no gradient reached any layer: the output does not depend on anything that requires a gradient")
     first = chunks[0]
     return Profile(
-        source=source or type(model).__name__,
+        source=source or network.name,
         norm=norm,
         records=average([c.sites for c in chunks], weights),
         level=level,
@@ -110,127 +102,13 @@ def profile(
         readout_effective_rank=_mean([c.readout.get("rank") for c in chunks]),
         readout_spread=_mean([c.readout.get("spread") for c in chunks]),
         batch_noise=nu,
-        dtype=str(dtype).removeprefix("torch."),
-        device=str(at),
+        dtype=str(network.dtype).removeprefix("torch."),
+        device=str(network.device),
         seconds=time.perf_counter() - started,
         versions=(("layerscope", __version__), ("torch", torch.__version__)),
         warnings=tuple(dict.fromkeys([*notes, *run.notes])),
         context=tuple(context),
     )
-
-
-@dataclass(frozen=True)
-class _Chunk:
-    sites: list[Site]
-    loss: float
-    classifier: str | None
-    readout: dict[str, float]
-
-
-class _Run:
-    """The passes over one model: hooks on, forward, loss, backward, hooks off."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        points: list[Point],
-        level: Level,
-        loss: Loss,
-        output: Select,
-        functional: bool,
-        device: torch.device,
-    ) -> None:
-        self.model, self.points, self.level, self.loss, self.output = model, points, level, loss, output
-        self.functional, self.device = functional, device
-        self.notes: list[str] = []
-        self.trainable = [p for p in model.parameters() if p.requires_grad]
-        self.frozen = len(self.trainable) < sum(1 for _ in model.parameters()) or not self.trainable
-        self._grad_norms: dict[int, Tensor] = {}
-
-    def chunk(self, x: Tensor, y: Any) -> _Chunk:
-        """One training batch forward and backward."""
-        with ExitStack() as stack:
-            recorder = stack.enter_context(Recorder(self.points, self.level, self.device.type))
-            readout = stack.enter_context(Readout(self.model, lambda: len(recorder.traces)))
-            if self.functional:
-                stack.enter_context(FunctionalOps(self.model, self.points, recorder))
-            # with frozen layers the gradient has to be carried to them by the input
-            x = x.clone().requires_grad_() if self.frozen and x.is_floating_point() else x
-            recorder.start(len(x))
-            try:
-                returned = self.model(x)
-            except ProbeError:
-                raise
-            except Exception as error:
-                raise blame(error, self.model, tuple(x.shape), "forward") from error
-            recorder.stop()
-            out = pick(returned, self.output)
-            head = readout.classifier(out)
-        value = loss_of(out, y, self.loss)
-        self._backward(value, x)
-        sites = finalise(recorder.traces)
-        if not sites:
-            self.notes.append("no layer returned a floating-point tensor with a sample axis")
-        return _Chunk(sites, float(value.detach()), head.path if head else None, _readout(head, sites))
-
-    def _backward(self, value: Tensor, x: Tensor) -> None:
-        inputs = [*self.trainable, *([x] if x.requires_grad else [])]
-        if not value.requires_grad or not inputs:
-            return
-        try:
-            grads = torch.autograd.grad(value, inputs, allow_unused=True)
-        except Exception as error:
-            raise blame(error, self.model, tuple(x.shape), "backward") from error
-        for parameter, grad in zip(self.trainable, grads, strict=False):
-            if grad is not None:
-                norm = reduce_gradient(grad.coalesce().values() if grad.is_sparse else grad)
-                key = id(parameter)
-                self._grad_norms[key] = norm + self._grad_norms[key] if key in self._grad_norms else norm
-
-    def weights(self, chunks: int) -> dict[int, tuple[float, float | None]]:
-        """``id(module)`` -> norm of its weight and mean norm of the weight's gradient."""
-        found: dict[int, tuple[float, float | None]] = {}
-        for point in self.points:
-            weight = point.module._parameters.get("weight")
-            if weight is not None:
-                grad = self._grad_norms.get(id(weight))
-                found[id(point.module)] = (
-                    float(reduce_gradient(weight)),
-                    None if grad is None else float(grad) / chunks,
-                )
-        return found
-
-    def batch_noise(self, data: Batch, seed: int | None) -> float | None:
-        """Nu at the training batch size, at the classifier input (or at the output where there is none)."""
-        quiet_dropout(self.model)
-        with Readout(self.model) as readout, torch.no_grad():
-
-            def read(x: Tensor) -> Tensor:
-                readout.start()
-                out = pick(self.model(x), self.output)
-                head = readout.classifier(out)
-                return (head.features if head else out).detach()
-
-            generator = torch.Generator().manual_seed(seed or 0)
-            try:
-                return measure_batch_noise(read, data.x, data.size, generator)
-            except Exception as error:
-                raise blame(error, self.model, (data.size, *data.x.shape[1:]), "forward") from error
-
-
-def _readout(head: Head | None, sites: list[Site]) -> dict[str, float]:
-    if head is None:
-        return {}
-    z = head.features
-    found = {"spread": float(spread.relative_spread(z))}
-    if len(z) > 1:
-        gram = similarity.cosine_gram(z).cpu()
-        n = float(gram.trace())
-        found["cosine"] = float((gram.sum() - n) / (n * (n - 1))) if n > 1 else float("nan")
-        found["rank"] = float(rank.effective_rank(rank.eigenvalues(rank.centred_gram(gram))))
-        maps = [s for s in sites[: head.position] if s.trace.kept.positions > 1 and "cosine" in s.values]
-        found["unpooled"] = maps[-1].values["cosine"] if maps else found["cosine"]
-    return found
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

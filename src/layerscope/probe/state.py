@@ -2,8 +2,8 @@
 
 Saved: parameters and buffers (values and identity), plain tensors and scalars that modules keep as attributes (a
 counter, a running estimate), ``training`` flags, ``requires_grad``, ``.grad``, and the states of the random number
-generators of Python, NumPy (if loaded), the CPU and the CUDA devices in use. A tensor whose values did not change is
-not written to, so that an autograd graph the caller still holds stays valid.
+generators of Python, NumPy (if loaded), the CPU and, for a network on CUDA, of all CUDA devices. A tensor whose values
+did not change is not written to, so that an autograd graph the caller still holds stays valid.
 """
 
 from __future__ import annotations
@@ -17,15 +17,17 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from layerscope.probe.network import Network
+
 _SCALARS = (bool, int, float, complex, str, bytes, type(None))
 
 
 @contextmanager
-def unchanged(model: nn.Module) -> Iterator[None]:
-    """Restore ``model`` and all random generators on leaving, also after an exception."""
-    generators = _Generators(model)
-    modules = [_Saved(module) for module in model.modules()]
-    grads = [(p, p.grad, p.requires_grad) for p in model.parameters()]
+def unchanged(network: Network) -> Iterator[None]:
+    """Restore ``network`` and all random generators on leaving, also after an exception."""
+    generators = _Generators(network)
+    modules = [_Saved(module) for _, module in network.modules]
+    grads = [(p, p.grad, p.requires_grad) for p in network.parameters]
     try:
         yield
     finally:
@@ -51,18 +53,22 @@ class _Saved:
             for name, tensor in table.items()
         ]
         # Written through __dict__: an attribute may have a setter, and a module may override __setattr__.
-        self.attributes: dict[str, Any] = {}
+        self.attributes: dict[str, Any] = {"training": module.training}
+        self.names: frozenset[str] | None = None
+        if type(module).__module__.startswith("torch.nn.modules"):  # their forward sets no attributes
+            return
+        self.names = frozenset(vars(module))
         for name, value in vars(module).items():
             if isinstance(value, _SCALARS):
                 self.attributes[name] = value
             elif isinstance(value, Tensor):
                 self.tensors.append((vars(module), name, value, value.detach().clone()))
-        self.names = frozenset(vars(module))
 
     def restore(self) -> None:
         own = vars(self.module)
-        for name in own.keys() - self.names:
-            del own[name]
+        if self.names is not None:
+            for name in own.keys() - self.names:
+                del own[name]
         own.update(self.attributes)
         for table, name, tensor, copy in self.tensors:
             table[name] = tensor
@@ -75,18 +81,17 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 
 class _Generators:
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, network: Network) -> None:
         self.python = random.getstate()
         numpy = sys.modules.get("numpy")
         self.numpy = None if numpy is None else (numpy.random, numpy.random.get_state())
         self.cpu = torch.get_rng_state()
-        devices = {t.device for t in (*model.parameters(), *model.buffers()) if t.device.type == "cuda"}
-        self.cuda = [(device, torch.cuda.get_rng_state(device)) for device in devices]
+        self.cuda = torch.cuda.get_rng_state_all() if network.has_cuda else []
 
     def restore(self) -> None:
         random.setstate(self.python)
         if self.numpy is not None:
             self.numpy[0].set_state(self.numpy[1])
         torch.set_rng_state(self.cpu)
-        for device, state in self.cuda:
-            torch.cuda.set_rng_state(state, device)
+        if self.cuda:
+            torch.cuda.set_rng_state_all(self.cuda)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from layerscope.quantities.health import nonfinite_share
 from layerscope.quantities.moments import Tables, cancellation_of, unbiased_variance
-from layerscope.quantities.similarity import mean_cosine
+from layerscope.quantities.similarity import cosine_from_resultant
 
 #: The columns of a summary row.
 COLUMNS = (
@@ -24,9 +25,10 @@ COLUMNS = (
 
 def summarise(t: Tables) -> Tensor:
     """Float64 [..., len(COLUMNS)]: the functions of ``layerscope.quantities`` with their shared parts done once."""
-    sums, squares = t.sums.double(), t.squares
-    count = sums.shape[-2] * t.positions
-    mean, second = sums.sum(-2) / count, squares.sum(-2) / count
+    wide = torch.float64
+    squares = t.norms * t.norms  # does not overflow: the norm's own sum of squares did not
+    count = t.sums.shape[-2] * t.positions
+    mean, second = t.sums.sum(-2, dtype=wide) / count, squares.sum(-2, dtype=wide) / count
     variance = unbiased_variance(mean, second, count)
     return torch.stack(
         (
@@ -34,11 +36,26 @@ def summarise(t: Tables) -> Tensor:
             variance.sqrt().mean(-1),
             second.mean(-1),
             mean.mean(-1),
-            mean_cosine(sums),
+            _cosine(t.sums),
             (second == 0).double().mean(-1),
             (squares.sum(-1) == 0).sum(-1).double(),
-            1 - t.sums.isfinite().double().mean((-2, -1)),
+            _nonfinite(t, mean),
             cancellation_of(mean, second, count),
         ),
         -1,
     )
+
+
+def _cosine(rows: Tensor) -> Tensor:
+    """``similarity.mean_cosine``, without a float64 copy of the rows."""
+    norms = torch.linalg.vector_norm(rows, dim=-1)
+    weights = norms.clamp_min(torch.finfo(norms.dtype).tiny).reciprocal()
+    resultant = (weights.unsqueeze(-2) @ rows).squeeze(-2).double()
+    return cosine_from_resultant(resultant.square().sum(-1), (norms != 0).sum(-1))
+
+
+def _nonfinite(t: Tables, mean: Tensor) -> Tensor:
+    """``health.nonfinite_share``, without a look at every entry where all channel means are finite."""
+    if mean.device.type == "cpu" and bool(mean.isfinite().all()):
+        return torch.zeros(mean.shape[:-1], dtype=torch.float64)
+    return nonfinite_share(t)

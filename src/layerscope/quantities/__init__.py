@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from layerscope.quantities.health import zero_share as zero_share
     from layerscope.quantities.moments import Tables as Tables
     from layerscope.quantities.moments import activation_variance as activation_variance
+    from layerscope.quantities.moments import batch_normalized as batch_normalized
     from layerscope.quantities.moments import cancellation as cancellation
     from layerscope.quantities.moments import channel_moments as channel_moments
     from layerscope.quantities.moments import mean_value as mean_value
@@ -63,6 +64,7 @@ _NAMES = {
     "moments": (
         "Tables",
         "activation_variance",
+        "batch_normalized",
         "cancellation",
         "channel_moments",
         "mean_value",

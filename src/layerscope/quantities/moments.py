@@ -103,7 +103,7 @@ def cancellation(t: Tables) -> Tensor:
     """Largest mean^2 / variance over channels: how many digits ``E[x^2] - E[x]^2`` loses. Shape [...].
 
     Tables reduced in float32 carry a relative error near 1e-7, so the variance is good to about 1e-7 times this.
-    Constant channels are left out: they have no variance to lose.
+    Infinite where a channel that is not zero has no variance left at all.
     """
     mean, second, count = channel_moments(t)
     return cancellation_of(mean, second, count)
@@ -114,6 +114,30 @@ def cancellation_of(mean: Tensor, second: Tensor, count: int) -> Tensor:
     variance = unbiased_variance(mean, second, count)
     ratio = mean.square() / variance
     return torch.where(mean == 0, torch.zeros_like(ratio), ratio).amax(-1)
+
+
+def batch_normalized(t: Tables, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tables:
+    """The tables of batch norm's output, from the tables of its input.
+
+    y = a_c x + b_c with a = weight / sqrt(var + eps), b = bias - a mean, so that sums and squares follow without
+    another look at x.
+
+    Args:
+        t: tables [..., N, C] of the input.
+        weight: [..., C], or None for ones.
+        bias: [..., C], or None for zeros.
+        eps: as in the layer.
+    """
+    sums, squares = t.sums.double(), t.squares
+    count = sums.shape[-2] * t.positions
+    mean = sums.sum(-2) / count
+    variance = (squares.sum(-2) / count - mean.square()).clamp_min(0)
+    a = (variance + eps).rsqrt() if weight is None else weight.double() * (variance + eps).rsqrt()
+    b = -a * mean if bias is None else bias.double() - a * mean
+    squares.mul_(a.square().unsqueeze(-2)).addcmul_(sums, (2 * a * b).unsqueeze(-2))
+    norms = squares.add_(t.positions * b.square().unsqueeze(-2)).clamp_min_(0).sqrt_()
+    sums = (a.unsqueeze(-2) * sums).add_(t.positions * b.unsqueeze(-2))
+    return Tables(sums, norms, t.positions)
 
 
 def normalizer_statistics(t: Tables, over: Over | int) -> tuple[Tensor, Tensor]:

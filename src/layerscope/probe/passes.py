@@ -1,0 +1,134 @@
+"""The passes over one network: hooks on, forward, loss, backward, hooks off."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from layerscope.errors import ProbeError
+from layerscope.probe.blame import blame
+from layerscope.probe.finalise import Site, finalise
+from layerscope.probe.functional import FunctionalOps
+from layerscope.probe.inputs import Batch
+from layerscope.probe.network import Network
+from layerscope.probe.noise import measure_batch_noise, quiet_dropout
+from layerscope.probe.outputs import Loss, Select, loss_of, pick
+from layerscope.probe.points import Point
+from layerscope.probe.readout import Head, Readout
+from layerscope.probe.recorder import Recorder
+from layerscope.probe.records import Level
+from layerscope.probe.reducers import reduce_gradient
+from layerscope.quantities import rank, similarity, spread
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What one training batch gave."""
+
+    sites: list[Site]
+    loss: float
+    classifier: str | None
+    readout: dict[str, float]
+
+
+class Passes:
+    """The passes over one model: hooks on, forward, loss, backward, hooks off."""
+
+    def __init__(
+        self, network: Network, points: list[Point], level: Level, loss: Loss, output: Select, *, functional: bool
+    ) -> None:
+        self.network, self.model, self.points = network, network.model, points
+        self.level, self.loss, self.output, self.functional = level, loss, output, functional
+        self.notes: list[str] = []
+        self.trainable = [p for p in network.parameters if p.requires_grad]
+        self.frozen = len(self.trainable) < len(network.parameters) or not self.trainable
+        self._grad_norms: dict[int, Tensor] = {}
+
+    def chunk(self, x: Tensor, y: Any) -> Chunk:
+        """One training batch forward and backward."""
+        with ExitStack() as stack:
+            recorder = stack.enter_context(Recorder(self.points, self.level, self.network.device.type))
+            readout = stack.enter_context(Readout(self.network, lambda: len(recorder.traces)))
+            if self.functional:
+                stack.enter_context(FunctionalOps(self.network, self.points, recorder))
+            # with frozen layers the gradient has to be carried to them by the input
+            x = x.clone().requires_grad_() if self.frozen and x.is_floating_point() else x
+            recorder.start(len(x))
+            try:
+                returned = self.model(x)
+            except ProbeError:
+                raise
+            except Exception as error:
+                raise blame(error, self.model, tuple(x.shape), "forward") from error
+            recorder.stop()
+            out = pick(returned, self.output)
+            head = readout.classifier(out)
+        value = loss_of(out, y, self.loss)
+        self._backward(value, x)
+        sites = finalise(recorder.traces)
+        if not sites:
+            self.notes.append("no layer returned a floating-point tensor with a sample axis")
+        return Chunk(sites, float(value.detach()), head.path if head else None, _readout(head, sites))
+
+    def _backward(self, value: Tensor, x: Tensor) -> None:
+        inputs = [*self.trainable, *([x] if x.requires_grad else [])]
+        if not value.requires_grad or not inputs:
+            return
+        try:
+            grads = torch.autograd.grad(value, inputs, allow_unused=True)
+        except Exception as error:
+            raise blame(error, self.model, tuple(x.shape), "backward") from error
+        for parameter, grad in zip(self.trainable, grads, strict=False):
+            if grad is not None:
+                norm = reduce_gradient(grad.coalesce().values() if grad.is_sparse else grad)
+                key = id(parameter)
+                self._grad_norms[key] = norm + self._grad_norms[key] if key in self._grad_norms else norm
+
+    def weights(self, chunks: int) -> dict[int, tuple[float, float | None]]:
+        """``id(module)`` -> norm of its weight and mean norm of the weight's gradient."""
+        found: dict[int, tuple[float, float | None]] = {}
+        for point in self.points:
+            weight = point.module._parameters.get("weight")
+            if weight is not None:
+                grad = self._grad_norms.get(id(weight))
+                found[id(point.module)] = (
+                    float(reduce_gradient(weight)),
+                    None if grad is None else float(grad) / chunks,
+                )
+        return found
+
+    def batch_noise(self, data: Batch, seed: int | None) -> float | None:
+        """Nu at the training batch size, at the classifier input (or at the output where there is none)."""
+        quiet_dropout(self.network)
+        with Readout(self.network) as readout, torch.no_grad():
+
+            def read(x: Tensor) -> Tensor:
+                readout.start()
+                out = pick(self.model(x), self.output)
+                head = readout.classifier(out)
+                return (head.features if head else out).detach()
+
+            generator = torch.Generator().manual_seed(seed or 0)
+            try:
+                return measure_batch_noise(read, data.x, data.size, generator)
+            except Exception as error:
+                raise blame(error, self.model, (data.size, *data.x.shape[1:]), "forward") from error
+
+
+def _readout(head: Head | None, sites: list[Site]) -> dict[str, float]:
+    if head is None:
+        return {}
+    z = head.features
+    found = {"spread": float(spread.relative_spread(z))}
+    if len(z) > 1:
+        gram = similarity.cosine_gram(z).cpu()
+        n = float(gram.trace())
+        found["cosine"] = float((gram.sum() - n) / (n * (n - 1))) if n > 1 else float("nan")
+        found["rank"] = float(rank.effective_rank(rank.eigenvalues(rank.centred_gram(gram))))
+        maps = [s for s in sites[: head.position] if s.trace.kept.positions > 1 and "cosine" in s.values]
+        found["unpooled"] = maps[-1].values["cosine"] if maps else found["cosine"]
+    return found

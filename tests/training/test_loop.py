@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from layerscope.data import Dataset
-from layerscope.errors import DataError, LayerscopeError, SpecError, TrainingError
+from layerscope.errors import DataError, LayerscopeError, ProbeError, SpecError, TrainingError
 from layerscope.plain import from_plain, to_plain
 from layerscope.training import Callback, Each, History, MemorySink, Run, decay_matrices_only, fit
 from layerscope.training.batches import InMemory
@@ -372,8 +372,10 @@ def test_frozen_networks_and_strange_outputs() -> None:
         def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
             return {"logits": self.net(x)}
 
-    with pytest.raises(TrainingError, match="returns a dict"):
-        fit(Two(), (X, Y), steps=1)
+    assert fit(Two(), (X, Y), steps=2).losses == fit(network(), (X, Y), steps=2).losses
+    assert fit(Two(), (X, Y), steps=2, output="logits", eval_data=(X, Y)).evaluations[0].samples == 60
+    with pytest.raises(ProbeError, match="logits"):
+        fit(Two(), (X, Y), steps=1, output="logit")
 
 
 def test_a_failing_step_restores_flags_and_generators() -> None:

@@ -150,7 +150,7 @@ def test_a_finished_run_is_read_and_not_repeated(tmp_path: Path) -> None:
     again = network(seed=8)
     second = train(again, path)
     assert_same((first, net), (second, again))
-    assert second.seconds >= first.seconds
+    assert second.seconds > first.seconds / 2
 
 
 def test_a_diverged_run_stays_diverged(tmp_path: Path) -> None:

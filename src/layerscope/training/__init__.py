@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from layerscope.training.evaluation import predict as predict
     from layerscope.training.history import Evaluation as Evaluation
     from layerscope.training.history import History as History
+    from layerscope.training.lightning import lightning_callback as lightning_callback
     from layerscope.training.loop import fit as fit
     from layerscope.training.optimizers import decay_matrices_only as decay_matrices_only
     from layerscope.training.sinks import JsonlSink as JsonlSink
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
     from layerscope.training.sinks import TensorBoardSink as TensorBoardSink
     from layerscope.training.sinks import TrackioSink as TrackioSink
     from layerscope.training.sinks import WandbSink as WandbSink
+    from layerscope.training.watching import Frame as Frame
+    from layerscope.training.watching import Watch as Watch
+    from layerscope.training.watching import watch as watch
 
 __getattr__, __dir__, __all__ = lazy(
     __name__,
@@ -43,6 +47,10 @@ __getattr__, __dir__, __all__ = lazy(
         "Evaluation": "history",
         "evaluate": "evaluation",
         "predict": "evaluation",
+        "watch": "watching",
+        "Watch": "watching",
+        "Frame": "watching",
+        "lightning_callback": "lightning",
         "Callback": "callbacks",
         "Each": "callbacks",
         "Run": "callbacks",

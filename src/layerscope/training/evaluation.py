@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from layerscope.data import Dataset, as_dataset, load
 from layerscope.errors import TrainingError
+from layerscope.probe.outputs import Select, pick
 from layerscope.spec import Spec
 from layerscope.training.history import Evaluation
-from layerscope.training.steps import LossFn, correct, loss_function, pair, placed, tensor_output
+from layerscope.training.steps import LossFn, correct, loss_function, pair, placed
 
 
 @contextmanager
@@ -27,42 +28,52 @@ def modes_kept(model: nn.Module) -> Iterator[None]:
             module.training = flag
 
 
-def predict(model: nn.Module, x: Tensor, *, batch_size: int = 256) -> Tensor:
+def predict(model: nn.Module, x: Tensor, *, batch_size: int = 256, output: Select = None) -> Tensor:
     """The outputs for ``x``, computed in evaluation mode in batches, on the CPU.
 
     Args:
-        model: a network that returns one tensor.
+        model: any network.
         x: samples [N, ...], on any device.
         batch_size: samples at a time; it changes speed and memory, not the result.
+        output: which part of the network's output to take: a key, an index or a function. None: the tensor itself, or
+            its ``logits``.
 
     Returns:
         [N, ...]; logits for a classifier.
 
     Raises:
-        TrainingError: the network returns something else than one tensor.
+        ProbeError: there is no such part in the network's output.
     """
     device, dtype = home(model)
     with modes_kept(model), torch.no_grad():
         model.eval()
         return torch.cat(
-            [tensor_output(model(placed(part, device, dtype, False))).cpu() for part in torch.split(x, batch_size)]
+            [pick(model(placed(part, device, dtype, False)), output).cpu() for part in torch.split(x, batch_size)]
         )
 
 
 def evaluate(
-    model: nn.Module, data: Any, *, batch_size: int = 256, loss: str | LossFn = "cross_entropy", step: int | None = None
+    model: nn.Module,
+    data: Any,
+    *,
+    batch_size: int = 256,
+    loss: str | LossFn = "cross_entropy",
+    output: Select = None,
+    step: int | None = None,
 ) -> Evaluation:
     """Mean loss over samples, and accuracy, in evaluation mode.
 
     Args:
-        model: a network that returns one tensor.
+        model: any network.
         data: a name (its test split), a Dataset, tensors (x, y), or an iterable of (x, y).
         batch_size: samples at a time, for data in memory.
         loss: a mean over the samples of a batch.
+        output: which part of the network's output to use, as in :func:`predict`.
         step: training steps done so far, to be kept in the result.
 
     Raises:
-        TrainingError: no samples, or outputs that are not one tensor.
+        TrainingError: no samples, or batches that are not (x, y).
+        ProbeError: there is no such part in the network's output.
     """
     compute, (device, dtype) = loss_function(loss), home(model)
     total, hits, samples = 0.0, 0, 0
@@ -71,7 +82,7 @@ def evaluate(
         model.eval()
         for batch in _batches(data, batch_size):
             x, y = pair(placed(batch, device, dtype, False))
-            outputs = tensor_output(model(x))
+            outputs = pick(model(x), output)
             right = correct(outputs, y)
             scores = scores and right is not None
             hits += int(right.sum()) if right is not None else 0

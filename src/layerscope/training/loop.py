@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from layerscope.data import Dataset, as_dataset
 from layerscope.errors import TrainingError
+from layerscope.probe.outputs import Select
 from layerscope.spec import Spec
 from layerscope.training.augment import Augment
 from layerscope.training.batches import Batches, InMemory, Stream
@@ -56,6 +57,7 @@ def fit(
     device: str | torch.device | None = None,
     seed: int = 0,
     loss: str | LossFn = "cross_entropy",
+    output: Select = None,
     step_fn: StepFn | None = None,
     loss_limit: float = float("inf"),
     augment: str | Augment | None = None,
@@ -92,6 +94,8 @@ def fit(
         device: where to train; by default where the network is.
         seed: of the data order, the augmentation and every draw inside the network. The weights are the caller's.
         loss: ``cross_entropy``, ``mse``, or a function (outputs, targets) -> mean over the batch.
+        output: which part of the network's output the loss takes: a key, an index or a function. None: the tensor
+            itself, or its ``logits``.
         step_fn: in place of ``loss``: (model, batch) -> loss, or (loss, numbers to record).
         loss_limit: a loss above it counts as divergence, as a loss that is not finite always does.
         augment: ``flip``, ``crop``, ``flip-crop``, or a function (images, generator) -> images.
@@ -112,12 +116,34 @@ def fit(
         TrainingError: settings, data, network and checkpoint do not fit together; a step that fails.
         SpecError: an unknown optimizer, schedule, loss or augmentation.
         DataError: data that is missing or damaged.
+        ProbeError: the network's output has no such part.
         KeyboardInterrupt: Ctrl-C, after the checkpoint was written.
     """
     settings = Settings(
-        steps, epochs, batch_size, optimizer, lr, momentum, weight_decay, groups, schedule, warmup, clip, amp,
-        channels_last, accumulate, seed, loss, step_fn, loss_limit, augment, eval_every, log_every, checkpoint_every,
-    )  # fmt: skip
+        steps=steps,
+        epochs=epochs,
+        batch_size=batch_size,
+        optimizer=optimizer,
+        lr=lr,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        groups=groups,
+        schedule=schedule,
+        warmup=warmup,
+        clip=clip,
+        amp=amp,
+        channels_last=channels_last,
+        accumulate=accumulate,
+        seed=seed,
+        loss=loss,
+        output=output,
+        step_fn=step_fn,
+        loss_limit=loss_limit,
+        augment=augment,
+        eval_every=eval_every,
+        log_every=log_every,
+        checkpoint_every=checkpoint_every,
+    )
     where = device_of(model, device)
     batches, data = _batches(train, settings, where)
     total = _total(settings, batches)

@@ -179,8 +179,14 @@ class Session:
 
     def _evaluate(self) -> None:
         batch_size = max(256, self.settings.batch_size or 0)
-        model, data, loss = self.stepper.model, self.watchers.eval_data, self.settings.loss
-        result = evaluate(model, data, batch_size=batch_size, loss=loss, step=self.at.step)
+        result = evaluate(
+            self.stepper.model,
+            self.watchers.eval_data,
+            batch_size=batch_size,
+            loss=self.settings.loss,
+            output=self.settings.output,
+            step=self.at.step,
+        )
         self.record.evaluations.append(result)
         accuracy = {} if result.accuracy is None else {"eval/accuracy": result.accuracy}
         self._log({"eval/loss": result.loss, **accuracy})

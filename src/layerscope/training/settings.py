@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from layerscope.errors import TrainingError, did_you_mean
+from layerscope.probe.outputs import Select
 from layerscope.spec import Spec
 from layerscope.training.augment import Augment
 from layerscope.training.optimizers import Groups, OptimizerMaker
@@ -43,6 +44,7 @@ class Settings:
     accumulate: int
     seed: int
     loss: str | LossFn
+    output: Select
     step_fn: StepFn | None
     loss_limit: float
     augment: str | Augment | None

@@ -38,7 +38,7 @@ class Stepper:
         self.base_lrs = [float(group["lr"]) for group in self.optimizer.param_groups]
         self.factor = schedule(settings.schedule, warmup=settings.warmup)
         self.augment = augmentation(settings.augment)
-        self.step_fn: StepFn = settings.step_fn or Supervised(settings.loss)
+        self.step_fn: StepFn = settings.step_fn or Supervised(settings.loss, settings.output)
         self.scaler = torch.amp.GradScaler(device.type, enabled=settings.amp == "float16")
         self.dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
 

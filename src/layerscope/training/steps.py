@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layerscope.errors import SpecError, TrainingError, did_you_mean
+from layerscope.probe.outputs import Select, pick
 
 #: (model, batch) -> loss, or (loss, numbers to record by name); called once for every part of a batch
 StepFn = Callable[[nn.Module, Any], Tensor | tuple[Tensor, Mapping[str, Tensor | float]]]
@@ -37,13 +38,14 @@ def loss_function(loss: str | LossFn) -> LossFn:
 class Supervised:
     """The usual step: the loss of the batch's outputs against its targets, and accuracy where outputs are scores."""
 
-    def __init__(self, loss: str | LossFn) -> None:
+    def __init__(self, loss: str | LossFn, output: Select = None) -> None:
         self.loss = loss_function(loss)
+        self.output = output
 
     def __call__(self, model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and ``accuracy`` of ``(x, y)``."""
         x, y = pair(batch)
-        outputs = tensor_output(model(x))
+        outputs = pick(model(x), self.output)
         loss = self.loss(outputs, y)
         hits = correct(outputs.detach(), y)
         return loss, {} if hits is None else {"accuracy": hits.float().mean()}
@@ -60,20 +62,6 @@ def pair(batch: Any) -> tuple[Tensor, Tensor]:
     raise TrainingError(
         f"a batch is a {type(batch).__name__}; expected (x, y) of two tensors. For other batches pass "
         "step_fn=function(model, batch) -> loss"
-    )
-
-
-def tensor_output(outputs: Any) -> Tensor:
-    """The network's outputs, if they are one tensor.
-
-    Raises:
-        TrainingError: they are something else.
-    """
-    if isinstance(outputs, Tensor):
-        return outputs
-    raise TrainingError(
-        f"the network returns a {type(outputs).__name__}, not a tensor; pass step_fn=function(model, batch) -> loss, "
-        "or wrap the network so that it returns its scores"
     )
 
 

@@ -30,7 +30,7 @@ def test_short_keeps_two_digits_and_stays_short(value: float) -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0.714, "0.71"), (0.9684, "0.968"), (0.99961, "0.99961"), (1.0, "1.000"), (-0.2, "-0.20"), (None, "–")],
+    [(0.714, "0.71"), (0.9684, "0.968"), (0.99961, "0.9996"), (1.0, "1.0000"), (-0.2, "-0.20"), (None, "–")],
 )
 def test_cosine_shows_more_digits_close_to_one(value: float | None, text: str) -> None:
     assert numbers.cosine(value) == text

@@ -25,6 +25,11 @@ def with_numbers(made: Profile, **numbers: float | None) -> Profile:
     return replace(made, records=tuple(replace(r, **numbers) for r in made.records))
 
 
+def defaced(made: Profile, pairs: tuple[tuple[str, str], ...]) -> Profile:
+    records = tuple(replace(r, name=EVIL + r.name, kind=EVIL) for r in made.records)
+    return replace(made, source=EVIL, norm=EVIL, warnings=(EVIL,), versions=pairs, context=pairs, records=records)
+
+
 def test_eight_norms_by_57_layers_by_3_seeds_fit_200_kb(tmp_path: Path) -> None:
     result = comparison(LAWS, seeds=3, layers=57)
     assert len(result.choices) == 8
@@ -60,13 +65,12 @@ def test_the_same_result_is_the_same_bytes(tmp_path: Path) -> None:
 def test_user_text_is_escaped_everywhere(tmp_path: Path) -> None:
     result = comparison(LAWS[:2], seeds=1, layers=6)
     bad_axis = Axis("F", "bad", 2.0, 0.1, EVIL, EVIL)
+    verdict_ = Verdict("fails", (bad_axis,), EVIL, (EVIL,), EVIL, None, EVIL)
+    pairs = ((EVIL, EVIL),)
     choices = tuple(
-        Choice(EVIL + str(i), Verdict("fails", (bad_axis,), EVIL, (EVIL,), EVIL, None, EVIL),
-               tuple(replace(p, source=EVIL, norm=EVIL, warnings=(EVIL,), versions=((EVIL, EVIL),), context=((EVIL, EVIL),),
-                             records=tuple(replace(r, name=EVIL + r.name, kind=EVIL) for r in p.records))
-                     for p in c.profiles), (EVIL,))
+        Choice(EVIL + str(i), verdict_, tuple(defaced(p, pairs) for p in c.profiles), (EVIL,))
         for i, c in enumerate(result.choices)
-    )  # fmt: skip
+    )
     result = replace(result, source=EVIL, data=EVIL, command=EVIL, versions=((EVIL, EVIL),), choices=choices)
     for shown in (result, choices[0].profiles[0], choices[0].verdict):
         markup = written(shown, tmp_path)

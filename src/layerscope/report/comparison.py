@@ -36,7 +36,7 @@ def fragment(result: Comparison) -> Html:
     figures = pictures.figures()
     return join(
         [
-            el("p", lead(choices), class_="ls-lede"),
+            el("p", lead(choices, result.source), class_="ls-lede"),
             el("p", facts(result), class_="ls-facts"),
             verdict_rows(choices, pictures),
             *(figures or [el("p", "No layer was measured, so there is nothing to draw.", class_="ls-facts")]),
@@ -48,11 +48,11 @@ def fragment(result: Comparison) -> Html:
     )
 
 
-def lead(choices: Sequence[Choice]) -> Html:
+def lead(choices: Sequence[Choice], source: str) -> Html:
     """The result in one sentence: for each label that occurs, best first, who has it."""
     parts = []
     for label in LABELS:
-        names = [el("code", c.norm) for c in choices if c.verdict.label == label]
+        names = [el("code", c.norm if c.norm != "as is" else source) for c in choices if c.verdict.label == label]
         if names:
             listed = join([join(names[:-1], ", "), " and ", names[-1]]) if len(names) > 1 else names[0]
             parts.append(join([listed, " ", el("b", SAYS[label], class_=LABEL_LOOKS[label].tone)]))

@@ -23,7 +23,8 @@ _AXES = {
     f"stage. A linear law reads about ×1.16; beyond ×{LIMIT.growth_caution:g} is a caution, exponential growth beyond "
     f"×{LIMIT.growth_bad:g} is bad.",
     "Information": "Mean cosine between different samples, at the last map or the classifier input, whichever is "
-    f"higher. Above {1 - LIMIT.informative_caution:g} is slow, above {1 - LIMIT.informative_bad:g} very slow.",
+    f"higher. Above {1 - LIMIT.informative_caution:g} is slow, above {1 - LIMIT.informative_bad:g} very slow; where a "
+    "residual stream only adds what is not negative, all samples share more and the limits lie closer to 1 (dotted).",
     "Backward": "Scale-free gradient |dLoss/du| · rms(u) of the first layer over that of the last. In a plain net, "
     f"beyond ×{LIMIT.gradient_caution:g} is a caution and beyond ×{LIMIT.gradient_bad:g} unstable; a residual stream "
     f"bears ×{LIMIT.gradient_bad_residual:g}.",

@@ -13,13 +13,12 @@ from statistics import median
 from layerscope.errors import SpecError
 from layerscope.probe.records import Profile
 from layerscope.report import numbers
-from layerscope.report.charts.frame import Guide
 from layerscope.report.charts.panels import View, figure
 from layerscope.report.charts.scatter import Point, scatter
+from layerscope.report.limits import informative_guides
 from layerscope.report.looks import LABEL_LOOKS
 from layerscope.report.markup import Html
 from layerscope.spec import parse_spec
-from layerscope.verdict.thresholds import DEFAULT
 from layerscope.verdict.trunk import trunk
 from layerscope.verdict.types import Choice
 
@@ -113,10 +112,7 @@ def _view(places: Sequence[_Place], name: str, place: str, pick: Callable[[_Plac
         x_title="gradient, first layer over last",
         y_title=f"cosine between samples {name}",
         path=path,
-        y_guides=(
-            Guide(1 - DEFAULT.informative_caution, "slow above", True),
-            Guide(1 - DEFAULT.informative_bad, "very slow above", True),
-        ),
+        y_guides=informative_guides([p.choice.profiles[0] for p in places], at_end=True),
         write_x=numbers.times,
         write_y=numbers.cosine,
     )

@@ -8,11 +8,9 @@ from dataclasses import dataclass
 
 from layerscope.probe.records import LayerRecord, Profile
 from layerscope.report import numbers
-from layerscope.report.charts.frame import Guide
 from layerscope.report.layers import Path
 from layerscope.report.numbers import cosine, short
 from layerscope.report.scales import Kind, nines
-from layerscope.verdict.thresholds import DEFAULT
 from layerscope.verdict.types import AxisName
 
 #: Powers of ten at which the heat map reaches its ends; the same in every report, so that colours can be compared.
@@ -66,7 +64,6 @@ class Panel:
     reading: str
     """Under the picture: what is good and what is bad."""
     measures: tuple[Measure, ...]
-    guides: tuple[Guide, ...] = ()
     key: tuple[str, ...] = ()
     """Values at the ends (and middle) of the heat map's colours."""
 
@@ -108,10 +105,6 @@ _INFORMATION = Panel(
             "the same after averaging over positions",
             readout=lambda p: p.readout_cosine,
         ),
-    ),
-    guides=(
-        Guide(1 - DEFAULT.informative_caution, "slow above"),
-        Guide(1 - DEFAULT.informative_bad, "very slow above"),
     ),
     key=("0", "0.9", "0.99", "0.999"),
 )

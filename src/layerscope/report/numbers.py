@@ -29,12 +29,10 @@ def short(value: float | None, digits: int = 3) -> str:
 
 
 def cosine(value: float | None) -> str:
-    """A cosine: two digits, three where it is close to 1 and the third one matters."""
+    """A cosine: two digits, three or four where it is close to 1 and they matter."""
     if value is None or not abs(value) < 1.001:  # missing, not finite, or not a cosine at all
         return short(value)
-    if value >= 0.9995:
-        return f"{value:.5f}".rstrip("0").rstrip(".") if value < 0.999995 else "1.000"
-    return f"{value:.3f}" if value >= 0.9 else f"{value:.2f}"
+    return f"{value:.{2 if value < 0.9 else 3 if value < 0.9985 else 4}f}"
 
 
 def times(value: float | None) -> str:

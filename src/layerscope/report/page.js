@@ -1,6 +1,8 @@
 (()=>{
 // Pointer and arrow keys read one layer of a picture out of the table that follows it; names light up their lines.
-const box=document.currentScript.closest(".ls"),tip=document.createElement("div");
+const box=document.currentScript?.closest(".ls")??[...document.querySelectorAll(".ls")].pop();
+if(!box)return;
+const tip=document.createElement("div");
 tip.className="ls-tip";tip.setAttribute("role","status");box.append(tip);
 const all=(s,e=box)=>[...e.querySelectorAll(s)];
 const light=key=>{all(".ls-hot").forEach(e=>e.classList.remove("ls-hot"));
@@ -40,6 +42,11 @@ all(".ls-plot[data-n]").forEach(svg=>{
     const step={ArrowLeft:-1,ArrowRight:1}[e.key];if(!step)return;e.preventDefault();
     const i=Math.max(0,Math.min(n-1,(+(svg.dataset.i??-1))+step)),r=svg.getBoundingClientRect();
     show(svg,i,r.left+r.width*(at?at[i]:(i+.5)/n),r.top+40)})});
-box.addEventListener("pointerover",e=>light(e.target.closest("[data-c]")?.dataset.c));
-box.addEventListener("pointerleave",()=>light());
+// A click on a name or line keeps it lit while the reader scrolls; a second click, or Escape, lets go.
+let pinned;
+const keyOf=e=>e.target.closest("[data-c]")?.dataset.c;
+box.addEventListener("pointerover",e=>light(keyOf(e)??pinned));
+box.addEventListener("pointerleave",()=>light(pinned));
+box.addEventListener("click",e=>{if(e.target.closest(".ls-who,.ls-fig")){const k=keyOf(e);if(k!=null){pinned=k===pinned?undefined:k;light(pinned)}}});
+box.addEventListener("keydown",e=>{if(e.key==="Escape"){pinned=undefined;light();hide()}});
 })();

@@ -14,11 +14,11 @@ from layerscope.report.charts.heat import key_bar
 from layerscope.report.charts.lines import Line
 from layerscope.report.charts.panels import View, figure
 from layerscope.report.layers import LayerAxis, Path, layer_axis, series
+from layerscope.report.limits import gradient_guides, informative_guides
 from layerscope.report.looks import LABEL_LOOKS, TONES, Look
 from layerscope.report.markup import Html, el
 from layerscope.report.measures import PANELS, Measure, Panel
 from layerscope.report.scales import Scale, fit
-from layerscope.verdict.thresholds import DEFAULT
 from layerscope.verdict.types import AxisName, Choice
 
 #: Name of the column behind the last site, in the pictures of quantities that are also known there.
@@ -144,11 +144,18 @@ class Pictures:
             label=f"{measure.name} along {len(axis.sites)} {axis.unit}s, from the input to the output, for {names}",
             strengths=[measure.strengths(line.values) for line in lines],
             stages=[*axis.stages(), (len(axis.sites), "")] if measure.readout is not None else axis.stages(),
-            guides=_gradient_guides(axis) if panel.axis == "B" else panel.guides,
+            guides=self._guides(panel, measure),
             write=measure.write,
             name_curves=self._curves(panel, measure),
             mirrored=panel.path == "backward",
         )
+
+    def _guides(self, panel: Panel, measure: Measure) -> tuple[Guide, ...]:
+        first = [s.profiles[0] for s in self.subjects if s.profiles]
+        if panel.axis == "I":
+            return informative_guides(first)
+        # The raw gradient depends on the input's scale: no limit holds for it.
+        return gradient_guides(first) if panel.axis == "B" and measure is panel.measures[0] else ()
 
     def _mark(self, subject: Subject, panel: Panel, measure: Measure) -> int | None:
         """Index of the column at which the subject's problem on this axis starts."""
@@ -157,9 +164,3 @@ class Pictures:
         if where and measure.readout is not None and any(where == p.classifier for p in subject.profiles):
             return len(axis.sites)
         return axis.index(where)
-
-
-def _gradient_guides(axis: LayerAxis) -> tuple[Guide, ...]:
-    """On a residual stream every block can be trained from the loss side, so the alarm stands higher there."""
-    bad = DEFAULT.gradient_bad_residual if axis.unit == "block" else DEFAULT.gradient_bad
-    return (Guide(bad, "unstable above", True), Guide(DEFAULT.gradient_vanish_caution, "shrinking below", True))

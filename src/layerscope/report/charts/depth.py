@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from layerscope.report.charts.frame import LABEL_GAP, Guide, framed, percent, plot, y_axis
+from layerscope.report.charts.frame import LABEL_GAP, Guide, framed, letters, percent, plot, y_axis
 from layerscope.report.charts.heat import draw_row, height_of, shade
 from layerscope.report.charts.lines import Line, draw_lines, even, with_tones
 from layerscope.report.charts.tables import numbers_table
@@ -84,7 +84,7 @@ def depth_panel(
         [line.name for line in lines],
         [(c.name, c.about, [write(line.values[i]) for line in lines]) for i, c in enumerate(columns)],
     )
-    return framed(picture, [line.name for line in lines], mirrored), table
+    return framed(picture, letters([line.name for line in lines]), mirrored), table
 
 
 def curves_height(count: int) -> int:

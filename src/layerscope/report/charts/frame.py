@@ -170,7 +170,11 @@ def name_beside(name: str, y: float, look: Look | None, mirrored: bool = False) 
     return join([shape, text])
 
 
-def framed(picture: Html, names: Sequence[str], mirrored: bool = False) -> Html:
-    """The picture with gutters: room for the longest of ``names`` on the right (left if ``mirrored``)."""
-    longest = max((min(len(n), LONGEST) for n in names), default=0)
-    return el("div", picture, class_="ls-frame ls-mirror" if mirrored else "ls-frame", style=f"--names:{longest + 5}")
+def letters(names: Sequence[str]) -> int:
+    """Length of the longest of ``names`` as it is drawn."""
+    return max((min(len(n), LONGEST) for n in names), default=0)
+
+
+def framed(picture: Html, room: int, mirrored: bool = False) -> Html:
+    """The picture with gutters: on the right (left if ``mirrored``) room for names of so many letters."""
+    return el("div", picture, class_="ls-frame ls-mirror" if mirrored else "ls-frame", style=f"--names:{room + 5}")

@@ -94,7 +94,7 @@ def _first(ys: Sequence[float | None]) -> float | None:
 
 
 def _dot(place: float, y: float | None, height: int) -> str:
-    return "" if y is None else "M{} {}h0".format(*_point(place, y, height))
+    return "" if y is None else "M{} {}h0".format(*place_of(place, y, height))
 
 
 def _marks(line: Line, ys: Sequence[float | None], places: Sequence[float], height: int, tone: str, key: int) -> Html:
@@ -117,11 +117,11 @@ def trace(places: Sequence[float], ys: Sequence[float | None], height: int) -> t
     """SVG paths for the runs of at least two points, and for the points that stand alone."""
     runs, dots = [], []
     for run in _runs(ys):
-        points = [_point(places[i], ys[i] or 0.0, height) for i in run]
+        points = [place_of(places[i], ys[i] or 0.0, height) for i in run]
         if len(points) == 1:
             dots.append(f"M{points[0][0]} {points[0][1]}h0")
         else:
-            runs.append(_polyline(simplify(points)))
+            runs.append(polyline(simplify(points)))
     return "".join(runs), "".join(dots)
 
 
@@ -132,10 +132,10 @@ def area(places: Sequence[float], low: Sequence[float | None], high: Sequence[fl
         return ""
     parts = []
     for run in _runs(both):
-        over = [_point(places[i], high[i] or 0.0, height) for i in run]
-        under = [_point(places[i], low[i] or 0.0, height) for i in reversed(run)]
+        over = [place_of(places[i], high[i] or 0.0, height) for i in run]
+        under = [place_of(places[i], low[i] or 0.0, height) for i in reversed(run)]
         if len(run) > 1:
-            parts.append(_polyline(simplify(over) + simplify(under)) + "z")
+            parts.append(polyline(simplify(over) + simplify(under)) + "z")
     return "".join(parts)
 
 
@@ -152,7 +152,8 @@ def _runs(ys: Sequence[float | None]) -> Iterator[list[int]]:
         yield run
 
 
-def _point(place: float, y: float, height: int) -> tuple[int, int]:
+def place_of(place: float, y: float, height: int) -> tuple[int, int]:
+    """Horizontal and vertical units of a point in a plot of this height; both places are between 0 and 1."""
     return round(WIDE * place), round(2 * height * (1 - y))
 
 
@@ -178,7 +179,7 @@ def simplify(points: Sequence[tuple[int, int]], tolerance: float = 1.0) -> list[
     return [points[i] for i in sorted(keep)]
 
 
-def _polyline(points: Sequence[tuple[int, int]]) -> str:
-    """Absolute start and relative steps: half the bytes of absolute coordinates."""
+def polyline(points: Sequence[tuple[int, int]]) -> str:
+    """SVG path through the points. Absolute start and relative steps: half the bytes of absolute coordinates."""
     steps = " ".join(f"{x1 - x0} {y1 - y0}" for (x0, y0), (x1, y1) in pairwise(points))
     return f"M{points[0][0]} {points[0][1]}l" + steps.replace(" -", "-")

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from layerscope.report.markup import Html, el, esc, join
+from layerscope.report.markup import Html, el, join
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,13 @@ def figure(
     ]
     tables = [el("div", Html(v.numbers), class_="ls-panel") for v in views]
     return el(
-        "figure",
+        "section",
         el("h2", title) if title else "",
         el("p", question, class_="ls-question") if question else "",
         *buttons,
         key or "",
         el("div", *pictures, class_="ls-panels"),
-        el("figcaption", esc(caption)) if caption else "",
+        el("p", caption, class_="ls-caption") if caption else "",
         el("div", *tables, class_="ls-panels ls-tables") if any(v.numbers for v in views) else "",
         class_="ls-fig",
     )

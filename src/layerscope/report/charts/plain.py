@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from layerscope.errors import LayerscopeError
 from layerscope.report import numbers
-from layerscope.report.charts.frame import LABEL_GAP, Guide, framed, percent, plot, y_axis
+from layerscope.report.charts.frame import LABEL_GAP, Guide, framed, letters, percent, plot, y_axis
 from layerscope.report.charts.heat import GAP, ROW, draw_row, height_of, shade
 from layerscope.report.charts.lines import Line, draw_lines
 from layerscope.report.charts.scatter import x_axis
@@ -70,7 +70,7 @@ def line_chart(
     rows = [(numbers.short(across[i], 6), "", [write(n.values[i]) for n in lines]) for i in kept[::step]]
     heading = el("p", y_title, class_="ls-y-title") if y_title else ""
     names = [n.name for n in lines]
-    return el("div", heading, framed(picture, names), numbers_table(names, rows),
+    return el("div", heading, framed(picture, letters(names)), numbers_table(names, rows),
               class_="ls-chart")  # fmt: skip
 
 
@@ -122,4 +122,4 @@ def heatmap(
         columns=len(columns),
     )
     table = numbers_table(rows, [(c, "", [write(r[i]) for r in matrix]) for i, c in enumerate(columns)])
-    return el("div", framed(picture, list(rows)), table, class_="ls-chart")
+    return el("div", framed(picture, letters(rows)), table, class_="ls-chart")

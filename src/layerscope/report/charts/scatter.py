@@ -7,11 +7,18 @@ from dataclasses import dataclass
 
 from layerscope.report import numbers
 from layerscope.report.charts.frame import LABEL_GAP, Guide, clip, framed, percent, plot, spread_out, stretched, y_axis
-from layerscope.report.charts.lines import trace
+from layerscope.report.charts.lines import place_of, polyline
 from layerscope.report.charts.tables import numbers_table
 from layerscope.report.looks import TONES, Look, glyph_at
 from layerscope.report.markup import Html, el, join
 from layerscope.report.scales import Kind, Scale, fit
+
+_LIFT = 8
+"""Pixels by which the name of a point on a line stands above it."""
+_NAME_SHARE = 0.16
+"""Part of the plot's width that a name takes: points that are closer must share the height."""
+_NAME_ROOM = 12
+"""Letters of a name that may reach into the right gutter."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +67,8 @@ def scatter(
         k: (x, y) for k, p in enumerate(points) if (x := across.at(p.x)) is not None and (y := up.at(p.y)) is not None
     }
     joined = [k for k in path if k in placed]
-    line, _ = trace([placed[k][0] for k in joined], [placed[k][1] for k in joined], height)
-    names = _names(points, placed, height)
+    line = polyline([place_of(*placed[k], height) for k in joined]) if len(joined) > 1 else ""
+    names = _names(placed, joined, height)
     picture = plot(
         height + 40,
         y_axis(up, height, y_guides),
@@ -75,7 +82,7 @@ def scatter(
     )
     rows = [(p.name, "", [write_x(p.x), write_y(p.y)]) for p in points]
     heading = el("p", y_title, class_="ls-y-title") if y_title else ""
-    frame = el("div", heading, framed(picture, ["name beside its point"[:12]]), class_="ls-scatter")
+    frame = el("div", heading, framed(picture, _NAME_ROOM), class_="ls-scatter")
     return frame, numbers_table([x_title, y_title], rows)
 
 
@@ -91,13 +98,13 @@ def x_axis(scale: Scale, height: int, title: str = "") -> Html:
     return join([el("line", class_="ls-base", x2="100%", y1=height, y2=height), *parts])
 
 
-def _names(points: Sequence[Point], placed: dict[int, tuple[float, float]], height: int) -> dict[int, float]:
+def _names(placed: dict[int, tuple[float, float]], path: Sequence[int], height: int) -> dict[int, float]:
     """Heights of the names in pixels, moved apart among points that stand above one another."""
-    found = {k: height * (1 - y) for k, (_, y) in placed.items()}
+    # A line through points mostly falls or rises to the right: their names stand above it.
+    found = {k: height * (1 - y) - (_LIFT if k in path else 0) for k, (_, y) in placed.items()}
     near: list[list[int]] = []
     for k in sorted(placed, key=lambda k: placed[k][0]):
-        # A name is about a sixth of the plot wide: closer points would write over each other.
-        home = next((g for g in near if placed[k][0] - placed[g[0]][0] < 0.16), None)
+        home = next((g for g in near if placed[k][0] - placed[g[0]][0] < _NAME_SHARE), None)
         if home is None:
             near.append([k])
         else:
@@ -112,10 +119,9 @@ def _point(point: Point, key: int, place: tuple[float, float], name_y: float, he
     x, y = place[0], round(height * (1 - place[1]), 1)
     tone = point.tone or TONES[key % len(TONES)]
     shape = glyph_at(point.look, 0, y, 12) if point.look else el("circle", cy=y, r=4.5, class_="ls-point")
-    leader = el("path", d=f"M6 {y}L13 {name_y:.1f}", class_="ls-lead") if abs(name_y - y) > 3 else ""
-    # The line of a trade-off runs down to the right: its points have their names above it.
-    lift = 0 if leader or aside else 8
-    name = el("text", clip(point.name), class_="ls-name", x=15 if leader else 10, y=round(name_y - lift, 1), dy=".35em")
+    moved = abs(name_y - y) > _LIFT + 1
+    leader = el("path", d=f"M5 {y}L13 {name_y:.1f}", class_="ls-lead") if moved else ""
+    name = el("text", clip(point.name), class_="ls-name", x=15 if moved else 10, y=round(name_y, 1), dy=".35em")
     return el(
         "svg",
         leader,

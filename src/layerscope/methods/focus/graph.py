@@ -1,0 +1,198 @@
+"""Trace a network with torch.fx and find where it can be cut: places that all later work passes through."""
+
+from __future__ import annotations
+
+import operator
+import traceback
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx, nn
+
+from layerscope.errors import did_you_mean
+from layerscope.methods.focus.errors import FocusError, FocusTypeError
+from layerscope.methods.focus.ops import Act, Affine, Context, Norm, Permute, Pool, Same, Unsupported, recognise
+
+#: Activations whose output is never negative, and those that dip slightly below zero.
+_NON_NEGATIVE, _NEARLY = ("relu", "relu6"), ("silu", "gelu", "hardswish")
+_IN_PLACE = {operator.iadd, operator.imul}
+
+
+@dataclass(frozen=True, eq=False)
+class Cut:
+    """A node whose one tensor is all that later work depends on."""
+
+    node: fx.Node
+    name: str
+    """Module path, or the node's name for a function."""
+    channels: int
+    grid: tuple[int, int]
+    brightness: str
+    """``yes`` after a non-negative activation, ``nearly`` after SiLU, GELU or Hardswish, ``no`` elsewhere: there the
+    sum over channels means nothing."""
+
+
+@dataclass(frozen=True, eq=False)
+class Traced:
+    """A network as a graph, with the shapes that one example gave."""
+
+    module: fx.GraphModule
+    context: Context
+    cuts: tuple[Cut, ...]
+
+    def cut(self, name: str) -> Cut:
+        """The cut of this name.
+
+        Raises:
+            FocusError: no such cut; the message lists the near ones.
+        """
+        for cut in self.cuts:
+            if name in (cut.name, cut.node.name):
+                return cut
+        raise FocusError(f"cut: no cut point {name!r}: {did_you_mean(name, [c.name for c in self.cuts])}")
+
+
+def trace(model: nn.Module, example: Tensor) -> Traced:
+    """Trace ``model`` and run ``example`` through it once for the shapes.
+
+    Raises:
+        FocusTypeError: not a module, or an example that is not a float32 tensor.
+        FocusError: training mode, no Conv2d, an example that is not [N, C, H, W], or a network torch.fx cannot trace.
+    """
+    check_model(model)
+    check_input(example)
+    try:
+        module = fx.symbolic_trace(model)
+    except Exception as error:
+        raise FocusError(f"model: torch.fx cannot trace it ({_where(error)}): {error}") from error
+    _drop_asserts(module)
+    _functionalize(module)
+    module.graph.eliminate_dead_code()
+    shapes = _Shapes(module)
+    with torch.no_grad():
+        try:
+            shapes.run(example)
+        except Exception as error:
+            raise FocusError(f"example: the model does not run on shape {tuple(example.shape)}: {error}") from error
+    constants = {n: _attribute(module, str(n.target)) for n in module.graph.nodes if n.op == "get_attr"}
+    context = Context(dict(module.named_modules()), shapes.found, {}, constants)
+    return Traced(module, context, _cuts(module, context))
+
+
+def check_model(model: nn.Module) -> None:
+    """Raise unless ``model`` is a module in eval mode that holds a Conv2d."""
+    if not isinstance(model, nn.Module):
+        raise FocusTypeError(f"model: expected an nn.Module, got {type(model).__name__}")
+    training = next((name or "the model" for name, m in model.named_modules() if m.training), None)
+    if training is not None:
+        raise FocusError(f"model: {training!r} is in training mode; call model.eval() first")
+    if not any(isinstance(m, nn.Conv2d) for m in model.modules()):
+        raise FocusError("model: it holds no Conv2d, so there is nothing to focus")
+
+
+def check_input(x: Tensor) -> None:
+    """Raise unless ``x`` is a floating-point tensor [N, C, H, W]."""
+    if not isinstance(x, Tensor):
+        raise FocusTypeError(f"x: expected a tensor [N, C, H, W], got {type(x).__name__}")
+    if x.ndim != 4:
+        raise FocusError(f"x: expected 4 axes [N, C, H, W], got shape {tuple(x.shape)}")
+    if not x.is_floating_point():
+        raise FocusTypeError(f"x: expected floating point, got {x.dtype}")
+
+
+class _Shapes(fx.Interpreter):
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.found: dict[fx.Node, tuple[int, ...]] = {}
+
+    def run_node(self, n: fx.Node) -> object:
+        value = super().run_node(n)
+        if isinstance(value, Tensor):
+            self.found[n] = tuple(value.shape)
+        return value
+
+
+def _drop_asserts(module: fx.GraphModule) -> None:
+    for node in reversed(list(module.graph.nodes)):
+        if node.op == "call_function" and node.target is torch._assert and not node.users:
+            module.graph.erase_node(node)
+
+
+def _functionalize(module: fx.GraphModule) -> None:
+    """Let everything after an in-place operation read its result, as it would in memory."""
+    modules = dict(module.named_modules())
+    nodes = list(module.graph.nodes)
+    order = {node: i for i, node in enumerate(nodes)}
+    for node in nodes:
+        in_place = (
+            (node.op == "call_module" and getattr(modules[str(node.target)], "inplace", False))
+            or (node.op == "call_function" and (node.target in _IN_PLACE or node.kwargs.get("inplace")))
+            or (node.op == "call_method" and str(node.target).endswith("_") and not str(node.target).startswith("__"))
+        )
+        source = node.args[0] if node.args else None
+        if in_place and isinstance(source, fx.Node):
+            for user in list(source.users):
+                if order.get(user, -1) > order[node]:
+                    user.replace_input_with(source, node)
+
+
+def _attribute(module: nn.Module, path: str) -> Tensor:
+    owner, _, name = path.rpartition(".")
+    value = getattr(module.get_submodule(owner), name)
+    return value.detach() if isinstance(value, Tensor) else torch.as_tensor(value)
+
+
+def _where(error: Exception) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if "/torch/fx/" not in f.filename and "/torch/nn/" not in f.filename]
+    frame = own[-1] if own else frames[-1]
+    return f"{frame.filename}, line {frame.lineno}: {frame.line}"
+
+
+def _cuts(module: fx.GraphModule, context: Context) -> tuple[Cut, ...]:
+    nodes = list(module.graph.nodes)
+    order = {node: i for i, node in enumerate(nodes)}
+    last = {node: max((order[u] for u in node.users), default=order[node]) for node in nodes}
+    cuts: list[Cut] = []
+    live: set[fx.Node] = set()
+    for i, node in enumerate(nodes):
+        if node.op not in ("get_attr", "output"):
+            live.add(node)
+        live = {n for n in live if last[n] > i}
+        shape = context.shapes.get(node, ())
+        if live != {node} or len(shape) != 4 or node.op == "placeholder" or min(shape[2:]) < 2:
+            continue
+        if _belongs_to_next(node, context):
+            continue
+        name = str(node.target) if node.op == "call_module" else node.name
+        if any(cut.name == name for cut in cuts):  # a module that is called twice
+            name = node.name
+        cuts.append(Cut(node, name, shape[1], (shape[2], shape[3]), _brightness(node, context)))
+    return tuple(cuts)
+
+
+def _belongs_to_next(node: fx.Node, context: Context) -> bool:
+    """Whether the only user finishes this value (BatchNorm, activation, change of axes): the cut comes after it."""
+    if len(node.users) != 1:
+        return False
+    user = next(iter(node.users))
+    try:
+        kind = recognise(user, Context(context.modules, context.shapes, {}, context.constants)).kind
+    except Unsupported:
+        return False
+    return isinstance(kind, Affine | Act | Same | Permute | Norm)
+
+
+def _brightness(node: fx.Node, context: Context) -> str:
+    """Look back through operations that keep values non-negative to the activation."""
+    probe = Context(context.modules, context.shapes, {}, context.constants)
+    while True:
+        try:
+            op = recognise(node, probe)
+        except Unsupported:
+            return "no"
+        if isinstance(op.kind, Act):
+            return "yes" if op.kind.kind in _NON_NEGATIVE else "nearly" if op.kind.kind in _NEARLY else "no"
+        if not isinstance(op.kind, Pool | Same):
+            return "no"
+        node = op.rows[0]

@@ -11,10 +11,9 @@ from layerscope.methods.sampling import Binarize, SamplingConv2d, SamplingError,
 
 def net():
     torch.manual_seed(0)
-    return nn.Sequential(
-        Binarize(), SamplingConv2d(1, 6, 3, padding=1, noise="gaussian"), nn.MaxPool2d(2), nn.Flatten(), SamplingLinear(6 * 16, 20),
-        nn.Linear(20, 3),
-    )  # fmt: skip
+    conv = SamplingConv2d(1, 6, 3, padding=1, noise="gaussian")
+    dense = [nn.MaxPool2d(2), nn.Flatten(), SamplingLinear(6 * 16, 20), nn.Linear(20, 3)]
+    return nn.Sequential(Binarize(), conv, *dense)
 
 
 @pytest.mark.parametrize("target", [0.3, 0.7])

@@ -341,9 +341,7 @@ class TestExactVariance:
 class TestBadInput:
     def test_inputs_that_are_not_binary_are_warned_about_once_with_the_remedy(self):
         layer = linear()
-        with pytest.warns(
-            SamplingWarning, match=r"such as 0\.5\).*put  Binarize\(\)  before it, or use  variance='exact'"
-        ):
+        with pytest.warns(SamplingWarning, match=r"such as 0\.5\).*put  Binarize\(\)  before it, or use  variance="):
             layer(torch.full((2, 16), 0.5))
         layer(torch.full((2, 16), 0.5))
 

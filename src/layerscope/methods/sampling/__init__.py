@@ -35,6 +35,14 @@ if TYPE_CHECKING:
     from layerscope.methods.sampling.noises import bernoulli as bernoulli
     from layerscope.methods.sampling.noises import gaussian as gaussian
     from layerscope.methods.sampling.noises import noise as noise
+    from layerscope.methods.sampling.predictor import Prediction as Prediction
+    from layerscope.methods.sampling.predictor import predict as predict
+    from layerscope.methods.sampling.uncertainty import Reliability as Reliability
+    from layerscope.methods.sampling.uncertainty import auroc as auroc
+    from layerscope.methods.sampling.uncertainty import mutual_information as mutual_information
+    from layerscope.methods.sampling.uncertainty import predictive_entropy as predictive_entropy
+    from layerscope.methods.sampling.uncertainty import reliability as reliability
+    from layerscope.methods.sampling.uncertainty import vote_share as vote_share
 
 __getattr__, __dir__, __all__ = lazy(
     __name__,
@@ -54,6 +62,14 @@ __getattr__, __dir__, __all__ = lazy(
         "using_mode": "context",
         "seeded": "context",
         "sampling_layers": "context",
+        "predict": "predictor",
+        "Prediction": "predictor",
+        "predictive_entropy": "uncertainty",
+        "mutual_information": "uncertainty",
+        "vote_share": "uncertainty",
+        "reliability": "uncertainty",
+        "Reliability": "uncertainty",
+        "auroc": "uncertainty",
         "SamplingError": "errors",
         "SamplingWarning": "errors",
     },

@@ -88,3 +88,47 @@ class _Decide(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
         (p,) = ctx.saved_tensors
         return _gradient(grads[0], p), None
+
+
+def scaled_by_norm(u: Tensor, weight: Tensor, beta: Tensor, c: Tensor | None, per_unit: tuple[int, ...]) -> Tensor:
+    """P = u beta / |w| + c with u = w.z already there: weight normalization after the product, in one node.
+
+    Normalizing the product instead of the weight touches every weight once less, forward and backward.
+
+    Args:
+        u: products [N, O, ...] of inputs with the raw weights; units on the axis that ``per_unit`` broadcasts to.
+        weight: raw weights [O, ...].
+        beta: magnitudes [O].
+        c: biases [O] or None.
+        per_unit: shape in which [O] broadcasts against u, such as (-1, 1, 1).
+    """
+    out: Tensor = _ScaledByNorm.apply(u, weight, beta, c, per_unit)  # type: ignore[no-untyped-call]  # torch's own
+    return out
+
+
+def inverse_norm(weight: Tensor) -> Tensor:
+    """1 / |w_i|_2 of every row, [O], computed in float32 or wider; 0 for a row of zeros, which has no direction."""
+    norm: Tensor = torch.linalg.vector_norm(_wide(weight).flatten(1), dim=1)
+    return norm.reciprocal().nan_to_num_(posinf=0.0).to(weight.dtype)
+
+
+class _ScaledByNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, weight: Tensor, beta: Tensor, c: Tensor | None, shape: tuple[int, ...]) -> Tensor:
+        inverse = inverse_norm(weight)
+        ctx.save_for_backward(u, weight, beta, inverse)
+        ctx.shape, ctx.has_c = shape, c is not None
+        scale = (beta * inverse).view(shape)
+        return u * scale if c is None else torch.addcmul(c.view(shape), u, scale)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor, Tensor, Tensor | None, None]:
+        u, weight, beta, inverse = ctx.saved_tensors
+        grad = grads[0]
+        over = [a for a in range(grad.ndim) if a != grad.ndim - len(ctx.shape)]
+        scale = beta * inverse
+        g_scale = (grad * u).sum(over)
+        # d(1 / |w|) / dw = -w / |w|^3
+        coefficient = -(g_scale * scale * inverse * inverse).view(-1, *[1] * (weight.ndim - 1))
+        g_c = grad.sum(over) if ctx.has_c else None
+        return grad * scale.view(ctx.shape), weight * coefficient, g_scale * inverse, g_c, None

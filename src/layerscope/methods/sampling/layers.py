@@ -52,6 +52,7 @@ class SamplingLayer(nn.Module):
     c: nn.Parameter | None
     mode: Mode
     generator: torch.Generator | None
+    _unit_shape: tuple[int, ...] = (-1,)
 
     def _set_up(self, fan_in: int, bias: bool, noise: str | Noise, mode: str, variance: str) -> None:
         self.noise = read_noise(noise)
@@ -86,7 +87,7 @@ class SamplingLayer(nn.Module):
 
     def _per_unit(self, value: Tensor) -> Tensor:
         """[O] shaped to broadcast against the output."""
-        raise NotImplementedError
+        return value.view(self._unit_shape)
 
     def _connections(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs and weights of every connection, broadcasting to [N, positions, O, I]."""
@@ -119,19 +120,17 @@ class SamplingLayer(nn.Module):
             raise SamplingError(f"{type(self).__name__} needs floating-point inputs of -1 and +1, got {z.dtype}")
         if not self._is_checked and self.mode != "mean":  # means are not binary, and are not meant to be
             self._check(z.detach())
-        norm = self.norm()
-        # a row of zeros has no direction: its unit fires by its bias alone, and gets no gradient
-        inverse = torch.where(norm > 0, 1 / norm.clamp_min(torch.finfo(norm.dtype).tiny), 0.0).to(z.dtype)
         u = self._product(z, self.weight)
-        beta = self.beta if self.beta.ndim > 1 else self._per_unit(self.beta)
-        if self.variance == "norm":
-            scale = beta * self._per_unit(inverse)
-            return u * scale if self.c is None else torch.addcmul(self._per_unit(self.c), u, scale)
-        spread = self._spread(z, norm)
-        p = u * beta
+        if self.variance == "norm" and self.beta.ndim == 1:
+            return S.scaled_by_norm(u, self.weight, self.beta, self.c, self._unit_shape)
+        norm = self.norm()
+        if self.variance == "norm":  # one magnitude per location
+            p = u * self.beta * self._per_unit(norm.reciprocal().nan_to_num(posinf=0.0).to(z.dtype))
+            return p if self.c is None else p + self._per_unit(self.c)
+        p = u * (self.beta if self.beta.ndim > 1 else self._per_unit(self.beta))
         if self.c is not None:
             p = p + self._per_unit(self.c * norm.to(z.dtype))
-        return p / spread
+        return p / self._spread(z, norm)
 
     def _spread(self, z: Tensor, norm: Tensor) -> Tensor:
         """sqrt(sum_j w_j^2 z_j^2), kept away from zero."""
@@ -247,9 +246,6 @@ class SamplingLinear(SamplingLayer):
     def _product(self, z: Tensor, weight: Tensor) -> Tensor:
         return F.linear(z, weight)
 
-    def _per_unit(self, value: Tensor) -> Tensor:
-        return value
-
     def _connections(self, z: Tensor) -> tuple[Tensor, Tensor]:
         return z.reshape(1, -1, 1, self.in_features), self.weight
 
@@ -285,6 +281,8 @@ class SamplingConv2d(SamplingLayer):
 
     Source: arXiv 1910.12316.
     """
+
+    _unit_shape = (-1, 1, 1)
 
     def __init__(
         self,
@@ -329,9 +327,6 @@ class SamplingConv2d(SamplingLayer):
 
     def _product(self, z: Tensor, weight: Tensor) -> Tensor:
         return F.conv2d(z, weight, None, self.stride, self.padding, self.dilation, self.groups)
-
-    def _per_unit(self, value: Tensor) -> Tensor:
-        return value.view(-1, 1, 1)
 
     def _connections(self, z: Tensor) -> tuple[Tensor, Tensor]:
         taps = F.unfold(z, self.kernel_size, self.dilation, self.padding, self.stride)  # [1, I * k, L]

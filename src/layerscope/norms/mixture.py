@@ -48,10 +48,10 @@ class MixtureNorm(ChannelNorm):
     normalization. The output has mean zero for any tau and, with separated components, standard deviation sqrt(K).
 
     How the mixture is kept: the first training batch seeds it (k-means++, Lloyd, EM on at most 4096 positions); after
-    that every batch is one step of stepwise EM: its posteriors under the present mixture give the moments that
-    normalize it, and the mixture moves toward them, every component in proportion to the mass that it got.
-    Evaluation uses the same mixture for posteriors and the running moments. Gradients go through the moments, not
-    through the posteriors.
+    that every batch is one step of stepwise EM, in which every component moves in proportion to the mass that it got.
+    The posteriors that normalize are tempered, those of the EM step never are: tempered EM would merge the components
+    within tens of steps. Evaluation takes the posteriors of the same mixture and the running moments. Gradients go
+    through the moments, not through the posteriors.
 
     Args:
         channels: number of channels C.
@@ -149,14 +149,17 @@ class MixtureNorm(ChannelNorm):
             x = rows(z)
             tau = posteriors(x if self.grad_posterior else x.detach(), mixture, self.temperature)
             batch = moments(x, tau)
-            self._track(Moments(*(t.detach() for t in batch)))
+            batch_of_em = batch if self.temperature == 1 else moments(x.detach(), posteriors(x.detach(), mixture))
+            self._track(_detached(batch), _detached(batch_of_em))
             alpha = amplitude(batch.share.detach(), self.scale)
             return self.scale_and_shift(unrows(transform(x, tau, batch.mean, batch.var, alpha, self.eps), z))
         reduce = self._reduce()
         with torch.no_grad():
-            tau, batch = posterior_moments(rows(z), mixture, self.temperature, reduce)
+            tau, batch, batch_of_em = posterior_moments(
+                rows(z), mixture, self.temperature, reduce, em=self.momentum is not None
+            )
             self._require_finite(batch.var.sum())
-            self._track(batch)
+            self._track(batch, batch_of_em)
             alpha = amplitude(batch.share, self.scale)
         weight, bias = self._affine(z)
         y: Tensor = MixtureTransform.apply(z, weight, bias, tau, batch, alpha, self.eps, reduce)  # type: ignore[no-untyped-call]  # torch's own signature
@@ -208,7 +211,7 @@ class MixtureNorm(ChannelNorm):
         self._set_mixture(self._fit(samples, generator))
 
     def _fit(self, samples: Tensor, generator: torch.Generator) -> Mixture:
-        return seed_mixture(samples, self.k, generator, temperature=self.temperature, eps=self.eps)
+        return seed_mixture(samples, self.k, generator, eps=self.eps)
 
     @torch.no_grad()
     def _set_mixture(self, mixture: Mixture) -> None:
@@ -224,21 +227,19 @@ class MixtureNorm(ChannelNorm):
         return self._before if _recomputing() and self._before is not None else self.mixture
 
     @torch.no_grad()
-    def _track(self, batch: Moments) -> None:
-        """Move the running moments, and the mixture with them, toward those of the batch."""
+    def _track(self, batch: Moments, batch_of_em: Moments) -> None:
+        """Move the running moments toward those of the batch, and the mixture toward those of its EM step."""
         if _recomputing():
             return
-        total = batch.mass.sum(0, keepdim=True)
-        share, unbiased = batch.mass / total, batch.var * (total / (total - 1).clamp_min(1))
         self.num_batches_tracked += 1
         if self.momentum is None:
             self._average(batch)
             return
         if not torch.compiler.is_compiling():
             self._before = Mixture(*(b.clone() for b in self.mixture))
-        rate = torch.reciprocal(self.num_batches_tracked.to(share.dtype)).clamp_min(self.momentum)
-        for target in (self.mixture, self.running):
-            _toward(target, share, batch.mean, unbiased, rate)
+        rate = torch.reciprocal(self.num_batches_tracked.to(batch.mass.dtype)).clamp_min(self.momentum)
+        _toward(self.running, batch, rate)
+        _toward(self.mixture, batch_of_em, rate)
 
     def _average(self, batch: Moments) -> None:
         """Pool the batch with all those since the last reset (Chan's update): the order of batches does not matter."""
@@ -343,13 +344,19 @@ def _to(mixture: Mixture, like: Tensor) -> Mixture:
     return Mixture(*(t.to(like.dtype) for t in mixture))
 
 
-def _toward(target: Mixture, share: Tensor, mean: Tensor, var: Tensor, rate: Tensor) -> None:
+def _detached(batch: Moments) -> Moments:
+    return Moments(*(t.detach() for t in batch))
+
+
+def _toward(target: Mixture, batch: Moments, rate: Tensor) -> None:
     """One stepwise EM update: a component moves as far as its part of the new mass says."""
-    share = share.to(target.weight.dtype)
+    total = batch.mass.sum(0, keepdim=True)
+    share = (batch.mass / total).to(target.weight.dtype)
+    unbiased = batch.var * (total / (total - 1).clamp_min(1))
     part = rate * share / ((1 - rate) * target.weight + rate * share).clamp_min(torch.finfo(share.dtype).tiny)
-    part = part.reshape(part.shape[0], -1).expand_as(target.mean)
-    target.mean.lerp_(mean.to(target.mean.dtype), part)
-    target.var.lerp_(var.to(target.var.dtype), part)
+    part = part.reshape(part.shape[0], -1).expand_as(target.mean).to(target.mean.dtype)
+    target.mean.lerp_(batch.mean.to(target.mean.dtype), part)
+    target.var.lerp_(unbiased.to(target.var.dtype), part)
     target.weight.lerp_(share, rate.to(share.dtype))
 
 

@@ -48,13 +48,12 @@ class ChannelMixtureNorm(MixtureNorm):
         mixture = floored(self._mixture_of_this_pass(), self.eps)
         with torch.no_grad():
             tau = channel_posteriors(x, mixture, self.temperature)
-        mass = tau.sum((1, 3))
-        safe = mass.clamp_min(torch.finfo(x.dtype).tiny)
-        mean = (tau * x).sum((1, 3)) / safe
-        var = (tau * (x - _wide(mean)).square()).sum((1, 3)) / safe
-        self._require_finite(var.detach().sum())
-        self._track(Moments(mass, mean.detach(), var.detach()))
-        return self._finish(z, x, tau, Mixture(mass / mass.sum(0), mean, var))
+            sharp = tau if self.temperature == 1 else channel_posteriors(x, mixture)
+            batch_of_em = channel_moments(x, sharp)
+        batch = channel_moments(x, tau)
+        self._require_finite(batch.var.detach().sum())
+        self._track(Moments(*(t.detach() for t in batch)), batch_of_em)
+        return self._finish(z, x, tau, Mixture(batch.share, batch.mean, batch.var))
 
     def _evaluate(self, z: Tensor) -> Tensor:
         x = rows(z)
@@ -76,11 +75,8 @@ class ChannelMixtureNorm(MixtureNorm):
         mixture = Mixture(self._shares().to(samples), centres, (total / self.k**2).expand_as(centres))
         x = samples.t().unsqueeze(0)
         for _ in range(10):
-            tau = channel_posteriors(x, floored(mixture, self.eps), self.temperature)
-            mass = tau.sum((1, 3))
-            safe = mass.clamp_min(torch.finfo(x.dtype).tiny)
-            mean = (tau * x).sum((1, 3)) / safe
-            mixture = Mixture(mass / mass.sum(0), mean, (tau * (x - _wide(mean)).square()).sum((1, 3)) / safe)
+            m = channel_moments(x, channel_posteriors(x, floored(mixture, self.eps)))
+            mixture = Mixture(m.share, m.mean, m.var)
         return mixture
 
 
@@ -89,6 +85,14 @@ def channel_posteriors(x: Tensor, mixture: Mixture, temperature: float = 1.0) ->
     square = (x - _wide(mixture.mean)).square() / _wide(mixture.var)
     logits = _wide(mixture.weight.log() - 0.5 * mixture.var.log()) - 0.5 * square
     return torch.softmax(logits / temperature, 0)
+
+
+def channel_moments(x: Tensor, tau: Tensor) -> Moments:
+    """Mass, mean and biased variance (K, C) of [B, C, S] under posteriors [K, B, C, S]."""
+    mass = tau.sum((1, 3))
+    safe = mass.clamp_min(torch.finfo(x.dtype).tiny)
+    mean = (tau * x).sum((1, 3)) / safe
+    return Moments(mass, mean, (tau * (x - _wide(mean)).square()).sum((1, 3)) / safe)
 
 
 def _wide(table: Tensor) -> Tensor:

@@ -25,6 +25,9 @@ from layerscope.norms.mixture_math import Mixture, Moments, quadratic_form
 #: Numbers of x in one block: with its temporaries about 1.3 MB; best between 60,000 and 100,000 on a 2 MB L2.
 BLOCK = 80_000
 
+#: Positions that one step of EM takes at least.
+EM_SAMPLES = 4096
+
 #: Adds a tensor over all processes, in place; None in a single process.
 Reduce = Callable[[Tensor], None] | None
 
@@ -106,9 +109,8 @@ class _Posterior:
     """Posteriors of one block after another, in the same memory."""
 
     def __init__(self, x: Tensor, mixture: Mixture, centre: Tensor, temperature: float) -> None:
-        self.channels, self.centre = x.shape[1], centre.unsqueeze(1)
-        linear, offset = quadratic_form(mixture, centre, temperature)
-        self.form = torch.cat([linear, offset], 1)
+        self.channels, self.centre, self.temperature = x.shape[1], centre.unsqueeze(1), temperature
+        self.form = torch.cat(quadratic_form(mixture, centre), 1)
         # z = x - centre, z^2 and a row of ones: one product gives the log posterior, another all sums
         self.room = scratch(x, 2 * self.channels + 1)
         self.room[:, -1] = 1
@@ -121,18 +123,33 @@ class _Posterior:
         torch.mul(z, z, out=out[:, c : 2 * c])
         return out
 
-    def tau(self, features: Tensor, out: Tensor | None = None) -> Tensor:
-        """[B, K, S] posteriors from the features."""
+    def log_posterior(self, features: Tensor) -> Tensor:
+        """[B, K, S], up to a constant, at temperature 1."""
         logits = self.logits[: features.shape[0], :, : features.shape[2]]
-        torch.bmm(self.form.expand(features.shape[0], -1, -1), features, out=logits)
+        return torch.bmm(self.form.expand(features.shape[0], -1, -1), features, out=logits)
+
+    def tempered(self, logits: Tensor, out: Tensor | None = None) -> Tensor:
+        """Posteriors from :meth:`log_posterior`, which is overwritten."""
+        if self.temperature != 1:
+            logits.div_(self.temperature)
         return torch.softmax(logits, 1, out=logits if out is None else out)
 
 
-def posterior_moments(x: Tensor, mixture: Mixture, temperature: float, reduce: Reduce = None) -> tuple[Tensor, Moments]:
+def posterior_moments(
+    x: Tensor, mixture: Mixture, temperature: float, reduce: Reduce = None, em: bool = True
+) -> tuple[Tensor, Moments, Moments]:
     """Posteriors and the moments they give, in one pass over the blocks; outside of autograd.
 
+    Args:
+        x: [B, C, S].
+        mixture: gives the posteriors.
+        temperature: divides the log posterior.
+        reduce: sums over processes.
+        em: also compute the moments under the posteriors at temperature 1, the M-step of EM proper, from the first
+            blocks (at least ``EM_SAMPLES`` positions). Tempered posteriors would make the components merge.
+
     Returns:
-        tau [B, K, S], and the moments (over all processes, with ``reduce``).
+        tau [B, K, S], its moments, and those of the EM step (the same ones at temperature 1 or without ``em``).
     """
     b, c, s = x.shape
     centre = x.mean((0, 2))
@@ -142,17 +159,28 @@ def posterior_moments(x: Tensor, mixture: Mixture, temperature: float, reduce: R
         centre = packed[:-1] / packed[-1]
     posterior = _Posterior(x, mixture, centre, temperature)
     tau = x.new_empty(b, mixture.mean.shape[0], s)
-    sums = x.new_zeros(mixture.mean.shape[0], 2 * c + 1)
+    sums = x.new_zeros(2, mixture.mean.shape[0], 2 * c + 1)
+    wanted = EM_SAMPLES if em and temperature != 1 else 0
     for outer, inner in blocks(x):
         features = posterior.features(x[outer, :, inner])
-        part = posterior.tau(features, tau[outer, :, inner])
-        sums += torch.bmm(part, features.transpose(1, 2)).sum(0)
+        logits = posterior.log_posterior(features)
+        if wanted > 0:
+            sums[1] += torch.bmm(torch.softmax(logits, 1), features.transpose(1, 2)).sum(0)
+            wanted -= features.shape[0] * features.shape[2]
+        part = posterior.tempered(logits, tau[outer, :, inner])
+        sums[0] += torch.bmm(part, features.transpose(1, 2)).sum(0)
     if reduce is not None:
         reduce(sums)
-    mass = sums[:, -1]
-    ratio = sums[:, :-1] / mass.clamp_min(torch.finfo(x.dtype).tiny).unsqueeze(1)
+    batch = _moments_about(centre, sums[0])
+    return tau, batch, _moments_about(centre, sums[1]) if em and temperature != 1 else batch
+
+
+def _moments_about(centre: Tensor, sums: Tensor) -> Moments:
+    """Moments from sums of (z, z^2, 1) weighted with the posteriors, (K, 2C + 1)."""
+    mass, c = sums[:, -1], len(centre)
+    ratio = sums[:, :-1] / mass.clamp_min(torch.finfo(sums.dtype).tiny).unsqueeze(1)
     first, second = ratio[:, :c], ratio[:, c:]
-    return tau, Moments(mass, first + centre, (second - first.square()).clamp_min(0))
+    return Moments(mass, first + centre, (second - first.square()).clamp_min(0))
 
 
 def evaluate(x: Tensor, out: Tensor, mixture: Mixture, temperature: float, scale: Tensor, offset: Tensor) -> None:
@@ -161,7 +189,7 @@ def evaluate(x: Tensor, out: Tensor, mixture: Mixture, temperature: float, scale
     rooms = scratch(x, x.shape[1]), scratch(x, x.shape[1])
     for outer, inner in blocks(x):
         block = x[outer, :, inner]
-        tau = posterior.tau(posterior.features(block))
+        tau = posterior.tempered(posterior.log_posterior(posterior.features(block)))
         torch.addcmul(spread(offset, tau, rooms[0]), block, spread(scale, tau, rooms[1]), out=out[outer, :, inner])
 
 

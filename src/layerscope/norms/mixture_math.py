@@ -44,25 +44,24 @@ class Moments(NamedTuple):
 
     @property
     def share(self) -> Tensor:
-        """(K,): mass / M."""
-        return self.mass / self.mass.sum()
+        """Mass / M, (K,) or for posteriors of their own (K, C)."""
+        return self.mass / self.mass.sum(0)
 
 
-def quadratic_form(mixture: Mixture, centre: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+def quadratic_form(mixture: Mixture, centre: Tensor) -> tuple[Tensor, Tensor]:
     """The log posterior, up to a constant, as a linear map of (x - centre, (x - centre)^2).
 
-    log r_k = log weight_k - 1/2 sum_c [(x_c - mean_kc)^2 / var_kc + log var_kc], divided by ``temperature``. Centred,
-    because the expansion of the square cancels catastrophically for x far from zero.
+    log r_k = log weight_k - 1/2 sum_c [(x_c - mean_kc)^2 / var_kc + log var_kc]. Centred, because the
+    expansion of the square cancels catastrophically for x far from zero.
 
     Returns:
         The map (K, 2C) and the offsets (K, 1).
     """
     precision = 1 / mixture.var
     mean = mixture.mean - centre
-    linear = torch.cat([mean * precision, -0.5 * precision], 1) / temperature
+    linear = torch.cat([mean * precision, -0.5 * precision], 1)
     log_norm = (mean.square() * precision + mixture.var.log()).sum(1)
-    offset = (mixture.weight.log() - 0.5 * log_norm) / temperature
-    return linear, offset.unsqueeze(1)
+    return linear, (mixture.weight.log() - 0.5 * log_norm).unsqueeze(1)
 
 
 def floored(mixture: Mixture, eps: float) -> Mixture:
@@ -81,9 +80,9 @@ def floored(mixture: Mixture, eps: float) -> Mixture:
 def posteriors(x: Tensor, mixture: Mixture, temperature: float = 1.0) -> Tensor:
     """Tau [B, K, S]: softmax over components of the log posterior. Differentiable in x; the readable form."""
     centre = mixture.weight @ mixture.mean
-    linear, offset = quadratic_form(mixture, centre, temperature)
+    linear, offset = quadratic_form(mixture, centre)
     z = x - centre.unsqueeze(1)
-    return torch.softmax(torch.matmul(linear, torch.cat([z, z * z], 1)) + offset, 1)
+    return torch.softmax((torch.matmul(linear, torch.cat([z, z * z], 1)) + offset) / temperature, 1)
 
 
 def moments(x: Tensor, tau: Tensor) -> Moments:
@@ -112,26 +111,25 @@ def transform(x: Tensor, tau: Tensor, mean: Tensor, var: Tensor, alpha: Tensor, 
     return x * torch.matmul(a.t(), tau) - torch.matmul((mean * a).t(), tau)
 
 
-def em_step(x: Tensor, mixture: Mixture, temperature: float = 1.0, eps: float = 0.0) -> tuple[Mixture, float]:
+def em_step(x: Tensor, mixture: Mixture, eps: float = 0.0) -> tuple[Mixture, float]:
     """One step of expectation-maximization.
 
     Args:
         x: (M, C) samples.
         mixture: where to start.
-        temperature: divides the log posterior; 1 is EM proper.
         eps: added to the variances.
 
     Returns:
-        The next mixture, and the mean log-likelihood per sample under the given one (at temperature 1).
+        The next mixture, and the mean log-likelihood per sample under the given one.
     """
     rows = x.t().unsqueeze(0)
     centre = x.mean(0)
-    linear, offset = quadratic_form(mixture, centre, temperature)
+    linear, offset = quadratic_form(mixture, centre)
     z = rows - centre.unsqueeze(1)
     logits = torch.matmul(linear, torch.cat([z, z * z], 1)) + offset
     m = moments(rows, torch.softmax(logits, 1))
     constant = 0.5 * x.shape[1] * math.log(2 * math.pi)
-    likelihood = float(torch.logsumexp(logits * temperature, 1).mean()) - constant
+    likelihood = float(torch.logsumexp(logits, 1).mean()) - constant
     kept = (m.mass > 0).unsqueeze(1)
     mean = torch.where(kept, m.mean, mixture.mean)
     var = torch.where(kept, m.var + eps, mixture.var)
@@ -143,7 +141,6 @@ def seed_mixture(
     k: int,
     generator: torch.Generator,
     *,
-    temperature: float = 1.0,
     eps: float = 1e-5,
     lloyd: int = 3,
     steps: int = 10,
@@ -157,7 +154,6 @@ def seed_mixture(
         x: (M, C) samples, M at least 1.
         k: number of components.
         generator: source of randomness, on the CPU; the global generators are not touched.
-        temperature: as in :func:`posteriors`.
         eps: added to the variances.
         lloyd: k-means steps.
         steps: EM steps.
@@ -178,7 +174,7 @@ def seed_mixture(
     present = (first.mass > 0).unsqueeze(1)
     mixture = Mixture(first.share, torch.where(present, first.mean, centre), torch.where(present, first.var, total))
     for _ in range(steps):
-        mixture, _ = em_step(x, floored(mixture, eps), temperature)
+        mixture, _ = em_step(x, floored(mixture, eps))
     return mixture
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+from layerscope.report import numbers
 from layerscope.report.looks import LABEL_LOOKS, tag
 from layerscope.report.markup import Html, el, join
 from layerscope.verdict.thresholds import DEFAULT as LIMIT
@@ -27,7 +29,7 @@ _AXES = {
     "residual stream only adds what is not negative, all samples share more and the limits lie closer to 1 (dotted).",
     "Backward": "Scale-free gradient |dLoss/du| · rms(u) of the first layer over that of the last. In a plain net, "
     f"beyond ×{LIMIT.gradient_caution:g} is a caution and beyond ×{LIMIT.gradient_bad:g} unstable; a residual stream "
-    f"bears ×{LIMIT.gradient_bad_residual:g}.",
+    f"bears ×{numbers.power(round(math.log10(LIMIT.gradient_bad_residual)))}.",
     "Noise": "Batch-noise ratio ν: how much a sample's features vary with the other samples of its batch, over how "
     f"much they vary between samples. Beyond {LIMIT.noise_caution:g} is a caution, beyond {LIMIT.noise_bad:g} "
     "unstable. 0 for layers that do not see the batch.",

@@ -144,7 +144,7 @@ def axis_number(name: AxisName, value: float | None) -> str:
         return numbers.MISSING
     if name == "I":
         return numbers.cosine(1 - value)
-    return numbers.short(value) if name == "N" else numbers.times(value)
+    return numbers.short(value, 2) if name == "N" else numbers.times(value)
 
 
 AXIS_TITLES: dict[AxisName, tuple[str, str]] = {

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
+from importlib.util import find_spec
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from layerscope import data, nets
 from layerscope.errors import MissingExtraError, ProbeError, TrainingError
+from layerscope.sources.zoo import import_torchvision
 from layerscope.training import MemorySink, fit, lightning_callback, watch
 
 BATCH = data.batch("digits", 16)
@@ -113,3 +116,41 @@ def test_lightning_absent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lightning", None)
     with pytest.raises(MissingExtraError, match=r"layerscope\[lightning\]"):
         lightning_callback()
+
+
+@pytest.mark.skipif(find_spec("lightning") is None, reason="Lightning is not installed")
+@pytest.mark.filterwarnings("ignore")  # Lightning's own, about its defaults
+def test_lightning_trains_the_same_with_the_callback() -> None:
+    import_torchvision()  # torchmetrics imports it
+    import lightning.pytorch as pl
+
+    class Module(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.losses = network(), []
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.net(x)
+
+        def training_step(self, batch: list[torch.Tensor], index: int) -> torch.Tensor:
+            loss = nn.functional.cross_entropy(self(batch[0]), batch[1])
+            self.losses.append(loss.item())
+            return loss
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    def train(*callbacks: pl.Callback) -> list[float]:
+        torch.manual_seed(0)
+        module = Module()
+        trainer = pl.Trainer(
+            max_steps=5, callbacks=list(callbacks), logger=False, accelerator="cpu", enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False,
+        )  # fmt: skip
+        digits = data.load("digits")
+        trainer.fit(module, DataLoader(TensorDataset(digits.x, digits.y), batch_size=32, shuffle=True))
+        return module.losses
+
+    probe = lightning_callback(every=2)
+    assert train(probe) == train()
+    assert [frame.step for frame in probe.watch] == [0, 2, 4]

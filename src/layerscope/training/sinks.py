@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from layerscope.errors import MissingExtraError
+from layerscope.errors import TrainingError
 from layerscope.plain import to_plain
 
 
@@ -57,11 +58,8 @@ class TensorBoardSink:
     """Event files for TensorBoard, in ``folder``."""
 
     def __init__(self, folder: str | Path) -> None:
-        try:
-            from torch.utils.tensorboard.writer import SummaryWriter
-        except ImportError:
-            raise MissingExtraError("tensorboard", "track", "TensorBoardSink") from None
-        self._writer: Any = SummaryWriter(str(folder))
+        torchs = _optional("tensorboard", "TensorBoardSink", "torch.utils.tensorboard.writer")
+        self._writer = torchs.SummaryWriter(str(folder))
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """One scalar a name."""
@@ -124,10 +122,11 @@ class TrackioSink:
         self._trackio.finish()
 
 
-def _optional(package: str, purpose: str) -> Any:
-    from importlib import import_module
-
+def _optional(package: str, purpose: str, module: str | None = None) -> Any:
+    """Import an optional package; one that is installed and does not import raises its own error."""
     try:
-        return import_module(package)
-    except ImportError:
-        raise MissingExtraError(package, "track", purpose) from None
+        return import_module(module or package)
+    except ModuleNotFoundError as error:
+        if error.name != package:
+            raise
+        raise TrainingError(f"{purpose} needs the package {package!r}: pip install {package}") from None

@@ -55,37 +55,35 @@ def finalise(traces: Sequence[Trace]) -> list[Site]:
 
 
 def _tables(traces: Sequence[Trace], unique: dict[int, Reduced], numbers: dict[int, dict[str, float]]) -> None:
-    groups: dict[tuple[torch.Size, int], list[tuple[int, Tables]]] = defaultdict(list)
+    groups: dict[tuple[torch.Size, int], tuple[list[int], list[Tensor], list[Tensor]]] = {}
     rows: list[tuple[int, Tensor]] = []
-    for key, kept in unique.items():
-        if kept.summary is not None:
-            rows.append((key, kept.summary))
-        elif kept.tables is not None:
-            groups[kept.tables.sums.shape, kept.tables.positions].append((key, kept.tables))
-    for group in groups.values():
-        rows += zip((key for key, _ in group), summarise(_stack([t for _, t in group])), strict=True)
-    rows += _normalized(traces)
+    read = [([key], Tables(t.sums[None], t.norms[None], t.positions)) for key, r in unique.items() if (t := r.tables)]
+    for keys, t in (*read, *_normalized(traces)):
+        group = groups.setdefault((t.sums.shape[1:], t.positions), ([], [], []))
+        group[0].extend(keys)
+        group[1].append(t.sums)
+        group[2].append(t.norms)
+    for (_, positions), (keys, sums, norms) in groups.items():
+        rows += zip(keys, summarise(Tables(torch.cat(sums), torch.cat(norms), positions)), strict=True)
+    rows += [(key, kept.summary) for key, kept in unique.items() if kept.summary is not None]
     for (key, _), values in zip(rows, torch.stack([r for _, r in rows]).tolist() if rows else [], strict=True):
         numbers[key].update(zip(COLUMNS, values, strict=True))
 
 
-def _normalized(traces: Sequence[Trace]) -> list[tuple[int, Tensor]]:
-    """Summaries of batch norm outputs that were not read, from their inputs' tables."""
+def _normalized(traces: Sequence[Trace]) -> Iterator[tuple[list[int], Tables]]:
+    """Tables of batch norm outputs that were not read, from their inputs' tables."""
     groups: dict[tuple[torch.Size, int, float, bool], list[tuple[int, Tables, nn.Module]]] = defaultdict(list)
     for trace in traces:
         source, module = trace.kept.normalizes, trace.module
         if source is not None and source.tables is not None and isinstance(module, _BatchNorm):
             key = source.tables.sums.shape, source.positions, module.eps, module.affine
             groups[key].append((id(trace.kept), source.tables, module))
-    rows: list[tuple[int, Tensor]] = []
     for (_, _, eps, affine), group in groups.items():
         weight, bias = (
             (torch.stack([getattr(m, name).detach() for _, _, m in group]) if affine else None)
             for name in ("weight", "bias")
         )
-        after = batch_normalized(_stack([t for _, t, _ in group]), weight, bias, eps)
-        rows += zip((key for key, _, _ in group), summarise(after), strict=True)
-    return rows
+        yield [key for key, _, _ in group], batch_normalized(_stack([t for _, t, _ in group]), weight, bias, eps)
 
 
 def _stack(tables: Sequence[Tables]) -> Tables:

@@ -46,6 +46,8 @@ class Passes:
         self.notes: list[str] = []
         self.trainable = [p for p in network.parameters if p.requires_grad]
         self.frozen = len(self.trainable) < len(network.parameters) or not self.trainable
+        weights = {id(p.module._parameters.get("weight")) for p in points}
+        self._weights = [id(p) in weights for p in self.trainable]
         self._grad_norms: dict[int, Tensor] = {}
 
     def chunk(self, x: Tensor, y: Any) -> Chunk:
@@ -82,8 +84,8 @@ class Passes:
             grads = torch.autograd.grad(value, inputs, allow_unused=True)
         except Exception as error:
             raise blame(error, self.model, tuple(x.shape), "backward") from error
-        for parameter, grad in zip(self.trainable, grads, strict=False):
-            if grad is not None:
+        for parameter, grad, is_weight in zip(self.trainable, grads, self._weights, strict=False):
+            if is_weight and grad is not None:
                 norm = reduce_gradient(grad.coalesce().values() if grad.is_sparse else grad)
                 key = id(parameter)
                 self._grad_norms[key] = norm + self._grad_norms[key] if key in self._grad_norms else norm

@@ -36,9 +36,9 @@ class Plan(NamedTuple):
     gradient: bool = False
 
     @property
-    def moments_only(self) -> bool:
-        """Whether nothing is asked that needs the tensor itself."""
-        return not (self.cosine or self.gram_samples or self.sketch or self.absmax)
+    def moments_may_be_derived(self) -> bool:
+        """Whether nothing else is asked that builds on the moments."""
+        return not (self.cosine or self.sketch or self.absmax)
 
 
 class Planner:
@@ -64,8 +64,8 @@ class Planner:
                 cosine=not between,
                 gram_samples=GRAM_SAMPLES if outlet else 0,
                 sketch=outlet,
-                gradient=role != "norm" or outlet,
+                gradient=role not in ("norm", "activation"),
             )
         if outlet:
             return Plan(True, _ALL, _ALL, sketch=True, absmax=True, gradient=True)
-        return Plan(True, GRAM_SAMPLES if role == "norm" else 0, gradient=True)
+        return Plan(role != "norm", GRAM_SAMPLES if role == "norm" else 0, gradient=True)

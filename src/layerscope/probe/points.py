@@ -6,12 +6,15 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import lru_cache
+from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from layerscope.errors import ProbeError, did_you_mean
+from layerscope.probe.network import Network
 from layerscope.probe.records import Role
 
 _BLOCK = re.compile(r"block|bottleneck|residual|(encoder|decoder|dense)?layer$", re.IGNORECASE)
@@ -45,18 +48,24 @@ class Point:
 
 def role_of(module: nn.Module) -> Role:
     """What a module does, by class first and by class name for classes torch does not know."""
-    name = type(module).__name__
-    if isinstance(module, nn.MultiheadAttention):
+    kind: Any = type(module)
+    return _role_of_class(kind)
+
+
+@lru_cache(maxsize=1024)
+def _role_of_class(kind: Any) -> Role:
+    name = kind.__name__
+    if issubclass(kind, nn.MultiheadAttention):
         return "attention"
-    if isinstance(module, _ConvNd):
+    if issubclass(kind, _ConvNd):
         return "conv"
-    if isinstance(module, nn.Linear | nn.Bilinear):
+    if issubclass(kind, nn.Linear | nn.Bilinear):
         return "linear"
     if _OWN_ACTIVATION.search(name):
         return "activation"
-    if isinstance(module, _NormBase | nn.GroupNorm | nn.LayerNorm | nn.LocalResponseNorm) or _NORM.search(name):
+    if issubclass(kind, _NormBase | nn.GroupNorm | nn.LayerNorm | nn.LocalResponseNorm) or _NORM.search(name):
         return "norm"
-    if _ACTIVATION.search(name) or type(module).__module__ == "torch.nn.modules.activation":
+    if _ACTIVATION.search(name) or kind.__module__ == "torch.nn.modules.activation":
         return "activation"
     if _POOL.search(name):
         return "pool"
@@ -69,32 +78,37 @@ def role_of(module: nn.Module) -> Role:
 
 def is_block(module: nn.Module) -> bool:
     """Whether the class name says that this is a repeated (residual) block of the network."""
-    name = type(module).__name__
-    return _has_children(module) and bool(_BLOCK.search(name)) and not _NOT_BLOCK.search(name)
+    kind: Any = type(module)
+    return _has_children(module) and _is_block_class(kind)
+
+
+@lru_cache(maxsize=1024)
+def _is_block_class(kind: Any) -> bool:
+    return bool(_BLOCK.search(kind.__name__)) and not _NOT_BLOCK.search(kind.__name__)
 
 
 def find_points(
-    model: nn.Module, *, select: Sequence[str] | None = None, blocks: Sequence[str] | None = None
+    network: Network, *, select: Sequence[str] | None = None, blocks: Sequence[str] | None = None
 ) -> list[Point]:
     """The modules to record, in the order of ``named_modules``.
 
     Args:
-        model: any module.
+        network: any network.
         select: glob patterns of module paths; only these are recorded. None: leaf modules and blocks.
         blocks: glob patterns of module paths to treat as blocks. None: by class name.
 
     Raises:
         ProbeError: a pattern that matches no module.
     """
-    named = {path or type(model).__name__: module for path, module in model.named_modules()}
     for pattern in (*(select or ()), *(blocks or ())):
-        if not any(fnmatchcase(path, pattern) for path in named):
-            raise ProbeError(f"no module path matches {pattern!r}: {did_you_mean(pattern, named)}")
+        paths = [path or network.name for path, _ in network.modules]
+        if not any(fnmatchcase(path, pattern) for path in paths):
+            raise ProbeError(f"no module path matches {pattern!r}: {did_you_mean(pattern, paths)}")
     points: list[Point] = []
     enclosing: dict[str, str | None] = {}
     inside_leaf: list[str] = []
-    for path, module in model.named_modules():
-        name = path or type(model).__name__
+    for path, module in network.modules:
+        name = path or network.name
         around = enclosing.get(path.rpartition(".")[0]) if path else None
         block = _matches(name, blocks) if blocks is not None else is_block(module)
         enclosing[path] = name if block else around

@@ -135,32 +135,30 @@ class Recorder:
         if known is not None:
             self.traces.append(Trace(name, kind, role, block, known.shape, module, known.kept, known.grad, residual))
             return
-        kept = self._derived(module, source, todo) or self._read(module, rows, todo)
+        kept = self._read(module, rows, todo, self._derivable(module, source, todo))
         trace = Trace(name, kind, role, block, tuple(rows.shape), module, kept, [], residual)
         if todo.gradient and out.requires_grad:
             _on_gradient(out, trace.grad)
         self.traces.append(trace)
         self._seen[out.data_ptr()] = (weakref.ref(out), out._version, trace)
 
-    def _read(self, module: nn.Module | None, rows: Tensor, todo: Plan) -> Reduced:
+    def _read(self, module: nn.Module | None, rows: Tensor, todo: Plan, source: Reduced | None) -> Reduced:
         self.busy = True
         try:
             seen = view(rows, self._axes.channels_are_last(module, rows))
             if torch.is_autocast_enabled(self.device_type):
                 with torch.autocast(self.device_type, enabled=False):
-                    return self._reduce(seen, todo)
-            return self._reduce(seen, todo)
+                    return self._reduce(seen, todo, source)
+            return self._reduce(seen, todo, source)
         finally:
             self.busy = False
 
-    def _derived(self, module: nn.Module | None, source: Tensor | None, todo: Plan) -> Reduced | None:
-        """What follows from the input of a plain batch norm, where nothing else is to be read off its output."""
-        if source is None or module is None or not todo.moments_only or len(module._forward_hooks) > 1:
+    def _derivable(self, module: nn.Module | None, source: Tensor | None, todo: Plan) -> Reduced | None:
+        """What is kept of a plain batch norm's input, if the moments of its output may be taken from there."""
+        if source is None or module is None or not todo.moments_may_be_derived or len(module._forward_hooks) > 1:
             return None
         known = self._known(source)
-        if known is None or known.kept.tables is None:
-            return None
-        return Reduced(known.kept.layout, known.kept.samples, known.kept.positions, normalizes=known.kept)
+        return None if known is None or known.kept.tables is None else known.kept
 
     def _known(self, out: Tensor) -> Trace | None:
         """The trace of the same living values, if they were read before."""

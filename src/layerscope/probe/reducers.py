@@ -14,9 +14,10 @@ from layerscope.probe.records import Layout
 from layerscope.probe.summary import summarise
 from layerscope.quantities.moments import Tables
 
-SKETCH_VALUES = 4096
-#: Below this many positions the tables would be a sizeable copy of the tensor, so they are summarised at once.
+SKETCH_VALUES = 2048
+#: Tables of so few positions would be a sizeable copy of the tensor: unless small, they are summarised at once.
 MIN_TABLE_POSITIONS = 8
+SMALL_TABLE = 16384
 
 
 @dataclass(slots=True)
@@ -45,12 +46,16 @@ class Reducer:
     def __init__(self) -> None:
         self._squares: Tensor | None = None
 
-    def __call__(self, v: View, todo: Plan, known: Tables | None = None) -> Reduced:
-        """All reductions of ``todo`` on one output; ``known`` tables are not computed again."""
+    def __call__(self, v: View, todo: Plan, source: Reduced | None = None) -> Reduced:
+        """All reductions of ``todo`` on one output; with ``source``, all but the moments, which follow from it."""
         data = v.data
-        kept = Reduced(v.layout, len(data), v.positions)
-        tables = self.tables(v) if known is None else known
-        if v.positions < MIN_TABLE_POSITIONS:
+        kept = Reduced(v.layout, len(data), v.positions, normalizes=source)
+        if source is not None:
+            if todo.gram_samples and len(data) > 1:
+                kept.gram = _gram(data.flatten(1), todo)
+            return kept
+        tables = self.tables(v)
+        if v.positions < MIN_TABLE_POSITIONS and tables.sums.numel() > SMALL_TABLE:
             kept.summary = summarise(tables)
         else:
             kept.tables = tables
@@ -74,7 +79,7 @@ class Reducer:
         """Sums and norms over positions."""
         data = v.data
         if v.positions == 1:
-            sums = data.flatten(1)
+            sums = data.flatten(1).clone()  # the tensor itself may be overwritten in place
             return Tables(sums, sums.abs(), 1)
         if not v.channels_first:
             if data.device.type != "cpu":

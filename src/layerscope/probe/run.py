@@ -72,7 +72,7 @@ def profile(
     started = time.perf_counter()
     network = open_network(model, device)
     data, notes = check_batch(batch, batch_size, network)
-    points = find_points(network.model, select=select, blocks=blocks)
+    points = find_points(network, select=select, blocks=blocks)
     noisy = batch_noise if batch_noise is not None else level != "light" and data.chunks > 1
     with unchanged(network), torch.inference_mode(False), torch.enable_grad():
         if seed is not None:

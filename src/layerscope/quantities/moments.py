@@ -120,7 +120,7 @@ def batch_normalized(t: Tables, weight: Tensor | None, bias: Tensor | None, eps:
     """The tables of batch norm's output, from the tables of its input.
 
     y = a_c x + b_c with a = weight / sqrt(var + eps), b = bias - a mean, so that sums and squares follow without
-    another look at x.
+    another look at x. Channel statistics are taken in float64, the result has the tables' dtype.
 
     Args:
         t: tables [..., N, C] of the input.
@@ -128,16 +128,16 @@ def batch_normalized(t: Tables, weight: Tensor | None, bias: Tensor | None, eps:
         bias: [..., C], or None for zeros.
         eps: as in the layer.
     """
-    sums, squares = t.sums.double(), t.squares
-    count = sums.shape[-2] * t.positions
-    mean = sums.sum(-2) / count
-    variance = (squares.sum(-2) / count - mean.square()).clamp_min(0)
+    wide = torch.float64
+    squares = t.norms * t.norms
+    count = t.sums.shape[-2] * t.positions
+    mean = t.sums.sum(-2, dtype=wide) / count
+    variance = (squares.sum(-2, dtype=wide) / count - mean.square()).clamp_min(0)
     a = (variance + eps).rsqrt() if weight is None else weight.double() * (variance + eps).rsqrt()
     b = -a * mean if bias is None else bias.double() - a * mean
-    squares.mul_(a.square().unsqueeze(-2)).addcmul_(sums, (2 * a * b).unsqueeze(-2))
-    norms = squares.add_(t.positions * b.square().unsqueeze(-2)).clamp_min_(0).sqrt_()
-    sums = (a.unsqueeze(-2) * sums).add_(t.positions * b.unsqueeze(-2))
-    return Tables(sums, norms, t.positions)
+    a, b = a.unsqueeze(-2).to(t.sums.dtype), b.unsqueeze(-2).to(t.sums.dtype)
+    squares.mul_(a * a).addcmul_(t.sums, 2 * a * b).add_(t.positions * b * b)
+    return Tables((a * t.sums).add_(t.positions * b), squares.clamp_min_(0).sqrt_(), t.positions)
 
 
 def normalizer_statistics(t: Tables, over: Over | int) -> tuple[Tensor, Tensor]:

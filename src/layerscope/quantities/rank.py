@@ -16,9 +16,9 @@ def eigenvalues(m: Tensor) -> Tensor:
     A matrix with a non-finite entry has no spectrum: its eigenvalues are NaN.
     """
     m = m.double()
-    finite = m.isfinite().all(-1).all(-1)
-    safe = torch.where(finite[..., None, None], m, torch.zeros_like(m))
-    values = torch.linalg.eigvalsh(safe).clamp_min(0)
+    finite = m.sum((-2, -1)).isfinite()
+    safe = m if bool(finite.all()) else torch.where(finite[..., None, None], m, torch.zeros_like(m))
+    values = torch.linalg.eigvalsh(safe).clamp_min_(0)
     return torch.where(finite[..., None], values, torch.full_like(values, torch.nan))
 
 
@@ -26,7 +26,7 @@ def centred_gram(m: Tensor) -> Tensor:
     """H M H with H = I - 11^T/N: the Gram matrix after subtracting the mean over samples."""
     m = m.double()
     rows = m.mean(-1, keepdim=True)
-    return m - rows - rows.transpose(-1, -2) + m.mean((-2, -1), keepdim=True)
+    return (m - rows).sub_(rows.transpose(-1, -2) - rows.mean(-2, keepdim=True))
 
 
 def stable_rank(spectrum: Tensor) -> Tensor:

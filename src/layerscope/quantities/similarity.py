@@ -79,8 +79,9 @@ def normalized_gram(gram: Tensor) -> Tensor:
     diagonal = g.diagonal(dim1=-2, dim2=-1)
     alive = diagonal != 0
     scale = torch.where(alive, diagonal, torch.ones_like(diagonal)).rsqrt()
-    m = g * scale.unsqueeze(-1) * scale.unsqueeze(-2)
-    return m - torch.diag_embed(m.diagonal(dim1=-2, dim2=-1) - alive.double())
+    m = (g * scale.unsqueeze(-1)).mul_(scale.unsqueeze(-2))
+    m.diagonal(dim1=-2, dim2=-1).copy_(torch.where(diagonal.isfinite(), alive.double(), diagonal))
+    return m
 
 
 def dead_rows(x: Tensor) -> Tensor:

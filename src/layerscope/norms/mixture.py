@@ -63,7 +63,7 @@ class MixtureNorm(ChannelNorm):
             the mixture and averages all batches since :meth:`reset_running_stats`.
         eps: added to the variances.
         affine: learn a weight and bias per channel.
-        grad_posterior: let gradients go through the posteriors too (slower, more memory).
+        grad_posterior: let gradients go through posteriors and shares too (slower, more memory).
         sync: sum the moments over the processes of ``torch.distributed``.
         seed: of the seeding's own random generator.
 
@@ -151,7 +151,7 @@ class MixtureNorm(ChannelNorm):
             batch = moments(x, tau)
             batch_of_em = batch if self.temperature == 1 else moments(x.detach(), posteriors(x.detach(), mixture))
             self._track(_detached(batch), _detached(batch_of_em))
-            alpha = amplitude(batch.share.detach(), self.scale)
+            alpha = amplitude(batch.share if self.grad_posterior else batch.share.detach(), self.scale)
             return self.scale_and_shift(unrows(transform(x, tau, batch.mean, batch.var, alpha, self.eps), z))
         reduce = self._reduce()
         with torch.no_grad():
@@ -278,7 +278,8 @@ class MixtureNorm(ChannelNorm):
         made = cls(bn.num_features, k, **options).to(bn.running_mean)
         noise = torch.randn(k, bn.num_features, generator=torch.Generator().manual_seed(made.seed)).to(bn.running_mean)
         std = torch.sqrt(bn.running_var + bn.eps)
-        made._set_mixture(Mixture(made.mixture_weight.clone(), bn.running_mean + 0.1 * noise * std, bn.running_var))
+        made.running_weight.fill_(1 / k)
+        made._set_mixture(Mixture(made.running_weight, bn.running_mean + 0.1 * noise * std, bn.running_var))
         made.running_mean.copy_(bn.running_mean.expand_as(made.running_mean))
         made.running_var.copy_(bn.running_var.expand_as(made.running_var))
         made.num_batches_tracked.fill_(max(1, int(bn.num_batches_tracked or 1)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -161,7 +162,7 @@ def test_notebook_fragment_is_scoped_and_whole() -> None:
     fragment = comparison(LAWS[:2], seeds=1, layers=5)._repr_html_()
     page = check(fragment)
     assert page.tags[0][0] == "div"
-    style = fragment.split("<style>")[1].split("</style>")[0]
+    style = re.sub(r"\([^()]*\)", "", fragment.split("<style>")[1].split("</style>")[0])
     selectors = [s for rule in style.split("}") for s in rule.split("{")[0].split(",") if s.strip()]
     loose = [s for s in selectors if ".ls" not in s and not s.strip().startswith("@")]
     assert not loose, loose

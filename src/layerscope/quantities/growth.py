@@ -42,7 +42,7 @@ def fit_growth(values: Sequence[float]) -> Growth:
         return Growth(math.nan, math.nan, math.nan, math.nan, spread)
     slope, r2_linear = _line(values)
     log_slope, r2_log = _line([math.log(v) for v in values]) if usable else (math.nan, math.nan)
-    return Growth(slope, math.exp(log_slope) if log_slope < 700 else math.inf, r2_linear, r2_log, spread)
+    return Growth(slope, _exp(log_slope), r2_linear, r2_log, spread)
 
 
 def tail_factor(stages: Sequence[Sequence[float]]) -> float:
@@ -64,7 +64,11 @@ def tail_factor(stages: Sequence[Sequence[float]]) -> float:
     if not logs:
         return math.nan
     mean = sum(logs) / len(logs)
-    return math.exp(mean) if mean < 700 else math.inf
+    return _exp(mean)
+
+
+def _exp(x: float) -> float:
+    return math.inf if x > 700 else math.exp(x)
 
 
 def _log_ratio(b: float, a: float) -> float:

@@ -103,7 +103,7 @@ def cancellation(t: Tables) -> Tensor:
     """Largest mean^2 / variance over channels: how many digits ``E[x^2] - E[x]^2`` loses. Shape [...].
 
     Tables reduced in float32 carry a relative error near 1e-7, so the variance is good to about 1e-7 times this.
-    Infinite where a channel that is not zero has no variance left at all.
+    Above 1e6, up to infinite, where a channel is constant but not zero.
     """
     mean, second, count = channel_moments(t)
     return cancellation_of(mean, second, count)

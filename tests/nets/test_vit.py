@@ -107,3 +107,25 @@ def test_batch_norm_sees_every_token_of_the_batch() -> None:
 def test_patches_must_divide_the_image() -> None:
     with pytest.raises(SourceError, match="does not divide"):
         nets.build("vit:patch=3", in_shape=(3, 32, 32))
+
+
+@pytest.mark.parametrize(
+    ("options", "low", "high"),
+    [
+        ("placement=post", 0.99, 1.0),
+        ("placement=pre", 0.7, 0.9),
+        ("placement=post,branch=depth", 0.1, 0.5),
+        ("placement=pre,branch=depth", 0.1, 0.5),
+    ],
+)
+def test_tokens_collapse_after_post_norm_and_not_with_scaled_branches(options: str, low: float, high: float) -> None:
+    """Cosine between the tokens of one sample after 24 blocks, Gaussian tokens: Noci et al. 2022, arXiv 2206.03126."""
+    net = nets.build(f"vit:width=64,depth=24,patch=1,act=relu,{options}", "layer", in_shape=(64, 4, 8))
+    seen = []
+    net.blocks.register_forward_hook(lambda m, i, o: seen.append(o.detach()))
+    net(torch.randn(4, 64, 4, 8, generator=torch.Generator().manual_seed(0)))
+    tokens = nn.functional.normalize(seen[0], dim=-1)
+    cosines = tokens @ tokens.transpose(1, 2)
+    count = cosines.shape[1]
+    mean = float((cosines.sum() - cosines.diagonal(dim1=1, dim2=2).sum()) / (len(cosines) * count * (count - 1)))
+    assert low < mean <= high + 1e-6

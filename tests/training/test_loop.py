@@ -259,6 +259,8 @@ def test_a_history_is_plain_and_round_trips_through_json() -> None:
     history = fit(network(), (X, Y), steps=3, batch_size=16, eval_data=(X, Y))
     assert from_plain(History, json.loads(json.dumps(to_plain(history)))) == history
     assert history.settings["lr"] == "0.1"
+    assert repr(history).startswith("History(3 of 3 steps, loss ")
+    assert "diverged at step 0" in repr(fit(network(), (X, Y), steps=3, batch_size=16, loss_limit=0.0))
     assert len(history.lrs) == 3
     assert history.batch_size == 16
     assert history.seconds > 0
@@ -323,6 +325,7 @@ ONE_BATCH = [(X, Y)]
         ({"steps": 2, "log_every": 0}, TrainingError, "log_every=0"),
         ({"steps": 2, "checkpoint_every": -1}, TrainingError, "checkpoint_every=-1"),
         ({"steps": 2, "accumulate": 40, "batch_size": 16}, TrainingError, "into that many parts"),
+        ({"steps": 2, "accumulate": 2, "train": [{"x": X}]}, TrainingError, "accumulate needs batches"),
         ({"steps": 2, "optimizer": "sdg"}, SpecError, "'sgd'"),
         ({"steps": 2, "optimizer": "adamw:beta=0.9"}, SpecError, "beta1"),
         ({"steps": 2, "optimizer": "sgd:nesterov=1"}, SpecError, "true or false"),

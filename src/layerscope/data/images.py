@@ -56,7 +56,7 @@ class Images:
     def take(self, index: Tensor | None = None) -> Dataset:
         """The samples at ``index`` (all by default) as network input."""
         pixels, y = (self.pixels, self.y) if index is None else (self.pixels[index.numpy()], self.y[index.numpy()])
-        # In chunks: the float64 copy of 60,000 resized images would not fit where the float32 result does.
+        # In chunks, so that what lies between bytes and result is small beside the result.
         parts = [self._input(torch.from_numpy(pixels[i : i + _CHUNK].copy())) for i in range(0, len(pixels), _CHUNK)]
         return Dataset(self.name, torch.cat(parts), torch.from_numpy(y.astype(np.int64)), self.classes)
 

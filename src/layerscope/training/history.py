@@ -18,7 +18,7 @@ class Evaluation:
     """Training steps done before; None outside of training."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class History:
     """One training run, step by step."""
 
@@ -41,6 +41,19 @@ class History:
     """Samples of one optimizer step; None where the data came in batches of its own."""
     settings: Mapping[str, str] = field(default_factory=dict)
     """What the run was made of, as text."""
+
+    def __repr__(self) -> str:
+        """The run in one line; the dataclass's own would print every step."""
+        parts = [f"{self.steps} of {self.planned} steps"]
+        if self.diverged:
+            parts.append(f"diverged at step {self.diverged_at}")
+        elif self.final_loss is not None:
+            parts.append(f"loss {self.losses[0]:.3g} -> {self.final_loss:.3g}")
+        if self.mean_accuracy is not None:
+            parts.append(f"mean training accuracy {self.mean_accuracy:.3f}")
+        if self.evaluations and self.evaluations[-1].accuracy is not None:
+            parts.append(f"accuracy when last evaluated {self.evaluations[-1].accuracy:.3f}")
+        return f"History({', '.join(parts)}, {self.seconds:.1f} s)"
 
     @property
     def steps(self) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from layerscope.data import Dataset, as_dataset
+from layerscope.data import Dataset, as_dataset, load
 from layerscope.errors import TrainingError
 from layerscope.probe.outputs import Select
 from layerscope.spec import Spec
@@ -145,6 +145,8 @@ def fit(
         checkpoint_every=checkpoint_every,
     )
     where = device_of(model, device)
+    if isinstance(eval_data, str | Spec):
+        eval_data = load(eval_data, "test")
     batches, data = _batches(train, settings, where)
     total = _total(settings, batches)
     if warmup >= total:

@@ -94,7 +94,7 @@ def parts(batch: Any, count: int) -> list[tuple[Any, float]]:
     if count == 1:
         return [(batch, 1.0)]
     tensors = [part for part in batch if isinstance(part, Tensor)] if isinstance(batch, tuple | list) else []
-    if len(tensors) != len(batch) or len({len(t) for t in tensors}) != 1:
+    if not tensors or len(tensors) != len(batch) or len({len(t) for t in tensors}) != 1:
         raise TrainingError("accumulate needs batches that are tuples of tensors with the same number of samples")
     total = len(tensors[0])
     if total < count:

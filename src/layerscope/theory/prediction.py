@@ -9,6 +9,7 @@ from typing import Literal, get_args
 
 from layerscope.errors import LayerscopeError, did_you_mean
 from layerscope.spec import Spec, parse_spec
+from layerscope.theory.batch_noise import batch_noise
 from layerscope.theory.growth import Growth, growth_law
 from layerscope.theory.laws import Law, NoLaw, law_of
 from layerscope.theory.readout import pooled_cosine
@@ -21,7 +22,7 @@ Padding = Literal["zeros", "circular"]
 GrowthKind = Literal["constant", "linear", "exponential", "vanishing"]
 
 #: Stated errors, at width >= 128 with exchangeable positions; tested against random networks.
-COSINE_ERROR, RATE_ERROR = 0.03, 0.015
+COSINE_ERROR, RATE_ERROR, NOISE_ERROR = 0.03, 0.015, 0.35
 
 
 @dataclass(frozen=True)
@@ -48,10 +49,13 @@ class Prediction:
     """Factor per layer or block; for ``linear``, the increment per block."""
     second_moments: tuple[float, ...] | None
     """Second moment of the features after every layer, for an input of unit second moment (plain stacks)."""
+    batch_noise: float | None
+    """nu at the classifier input: how much of a representation its batch companions decide; 0 without batch norms."""
     cosine_error: float
     rate_error: float
     growth_error: float
-    """Stated errors: absolute for cosine and rate, relative for the growth factor."""
+    batch_noise_error: float
+    """Stated errors: absolute for cosine and rate, relative for growth factor and nu (where nu < 1)."""
     missing: tuple[tuple[str, str], ...] = ()
     """(field, reason) for everything that is ``None``."""
     notes: tuple[str, ...] = ()
@@ -195,6 +199,7 @@ def _schedule(value: int | tuple[int, ...], depth: int) -> tuple[int, ...]:
 def _prediction(
     c: Configuration, spec: Spec, missing: dict[str, str], stack: Stack | None, path: Path | None
 ) -> Prediction:
+    missing = dict(missing)
     positions = _schedule(c.positions, c.depth)
     law = law_of(spec)
     growth = growth_law(law, c.topology, path, positions, c.padding == "zeros") if isinstance(law, Law) else None
@@ -203,6 +208,11 @@ def _prediction(
     if path is None and not missing.get("cosines"):
         missing = {**missing, **dict.fromkeys(_RECURSED, f"the recursion is for plain stacks, not for {c.topology!r}")}
     growth = growth or Growth(None, None, 0.0)
+    noise = _noise(law, stack, c)
+    if noise is None:
+        missing["batch_noise"] = missing.get(
+            "cosines", f"batch noise is predicted for plain stacks, not {c.topology!r}"
+        )
     depth = c.depth
     return Prediction(
         norm=str(spec),
@@ -217,12 +227,24 @@ def _prediction(
         growth=growth.kind,
         growth_factor=growth.factor,
         second_moments=path.q if path else None,
+        batch_noise=noise,
         cosine_error=COSINE_ERROR,
         rate_error=RATE_ERROR,
         growth_error=growth.error,
+        batch_noise_error=NOISE_ERROR,
         missing=tuple(missing.items()),
         notes=_notes(stack),
     )
+
+
+def _noise(law: Law | NoLaw, stack: Stack | None, c: Configuration) -> float | None:
+    if isinstance(law, Law) and law.family != "samples":
+        return 0.0
+    if stack is None or min(stack.units) < 2:
+        return None
+    return batch_noise(
+        stack.units[-1], stack.positions, centred=stack.law.centred, input_cosine=min(c.input_cosine, 0.99)
+    )[-1]
 
 
 def _pooled(path: Path, positions: Sequence[int]) -> tuple[float, ...]:

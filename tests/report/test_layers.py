@@ -71,6 +71,7 @@ def test_series_is_median_and_range_over_seeds() -> None:
     assert math.isnan(made.middle[2] or 0.0)
     assert made.low is not None
     assert made.low[0] == 1.0
+    assert math.isnan(made.low[2] or 0.0)
     assert made.high is not None
     assert made.high[0] == 9.0
 

@@ -11,6 +11,7 @@ import pytest
 
 from layerscope import report
 from layerscope.probe.records import LayerRecord, Profile
+from layerscope.report.looks import LABEL_LOOKS
 from layerscope.verdict.types import Axis, Choice, Comparison, Verdict
 from report.reading import check
 from report.worlds import LAWS, comparison, profile, verdict
@@ -156,6 +157,11 @@ def test_small_curves_are_the_large_ones_again(tmp_path: Path) -> None:
     page = check(markup)
     uses = [a["href"] for a in page.all("use") if a.get("x") is None and "v-" not in str(a["href"])]
     assert len(uses) == 8 * 3 * 2
+    ranked = comparison(seeds=1, layers=9).ranking()
+    rows = markup.split("<article")[1:]
+    for key, (choice, row) in enumerate(zip(ranked, rows, strict=True)):
+        tone = LABEL_LOOKS[choice.verdict.label].tone
+        assert len(re.findall(rf'<g class="{tone}"><use href="#ls\w+-{key}"/></g></svg>', row)) == 3
 
 
 def test_notebook_fragment_is_scoped_and_whole() -> None:

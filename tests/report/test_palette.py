@@ -74,6 +74,15 @@ def test_the_ramp_passes_through_its_anchors() -> None:
     assert [ramp[0], ramp[half], ramp[2 * half], ramp[3 * half], ramp[4 * half]] == list(palette._HEAT_LIGHT)
 
 
+@both
+def test_the_stylesheet_carries_the_ramp_and_every_tone(mode: str) -> None:
+    colours, heat = MODES[mode]
+    css = palette.variables()
+    for name, colour in [*colours.items(), *((f"h{i}", c) for i, c in enumerate(palette._ramp(heat)))]:
+        assert f"--{name}:{colour}" in css
+    assert all(f".{look.tone}{{" in css for look in LABEL_LOOKS.values())
+
+
 def test_no_two_labels_share_shape_letter_or_tone() -> None:
     for looks in (LABEL_LOOKS, LEVEL_LOOKS):
         for attribute in ("tone", "drawing", "ascii"):

@@ -86,7 +86,8 @@ def test_showing_a_result_imports_no_torch() -> None:
         "from layerscope import report\n"
         "r = comparison(seeds=1, layers=6)\n"
         "report.to_text(r); report.to_fragment(r); report.print_result(r, sys.stderr)\n"
-        "assert 'torch' not in sys.modules"
+        "assert 'torch' not in sys.modules\n"
+        "assert 'rich' not in sys.modules"
     )
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)

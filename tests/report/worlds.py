@@ -31,7 +31,7 @@ LAWS = (
     Law("none", "fails", 2.1, 0.996, 0.997, 1.01, 0.0, ("bad", "bad", "good", "good"),
         "activations explode: x2.18 per block (second moment 0.39 at stage1.0, 5.3e9 at stage3.8)",
         ("SkipInit: multiply every residual branch by a learnable scalar that starts at 0",
-         "or use a norm that divides by what it measures: batch, group:size=8, layer")),
+         "or use a norm that divides by what it measures: batch, group:size=8, layer", "or a third way")),
     Law("batch", "healthy", 1.0, 0.60, 0.72, 1.05, 0.17, ("good", "good", "caution", "good"), ""),
     Law("layer", "slow", 1.0, 0.92, 0.968, 1.0, 0.0, ("good", "caution", "good", "good"),
         "samples have cosine 0.968 at the classifier input: little information reaches the classifier",

@@ -36,9 +36,7 @@ class _Place:
 
 def frontier(choices: Sequence[Choice]) -> Html:
     """The picture, or nothing where fewer than two group sizes were compared."""
-    if sum(group_size(c.norm) is not None for c in choices) < 2 or not any(
-        parse_spec(c.norm).name == "group" for c in choices if group_size(c.norm) is not None
-    ):
+    if not any(group_size(c.norm) is not None and c.norm not in _ENDS for c in choices):
         return Html("")
     places = [p for p in map(_place, choices) if p is not None]
     views = [

@@ -23,10 +23,16 @@ if TYPE_CHECKING:
     from layerscope.methods.sampling.context import sampling_layers as sampling_layers
     from layerscope.methods.sampling.context import seeded as seeded
     from layerscope.methods.sampling.context import using_mode as using_mode
+    from layerscope.methods.sampling.conversion import Converted as Converted
+    from layerscope.methods.sampling.conversion import convert as convert
     from layerscope.methods.sampling.errors import SamplingError as SamplingError
     from layerscope.methods.sampling.errors import SamplingWarning as SamplingWarning
     from layerscope.methods.sampling.functional import firing_probability as firing_probability
     from layerscope.methods.sampling.functional import sample as sample
+    from layerscope.methods.sampling.hardware import SynapseArray as SynapseArray
+    from layerscope.methods.sampling.hardware import export as export
+    from layerscope.methods.sampling.hardware import fixed_point as fixed_point
+    from layerscope.methods.sampling.hardware import save as save
     from layerscope.methods.sampling.layers import Binarize as Binarize
     from layerscope.methods.sampling.layers import SamplingConv2d as SamplingConv2d
     from layerscope.methods.sampling.layers import SamplingLayer as SamplingLayer
@@ -58,6 +64,8 @@ __getattr__, __dir__, __all__ = lazy(
         "sample": "functional",
         "firing_probability": "functional",
         "initialize": "calibrate",
+        "convert": "conversion",
+        "Converted": "conversion",
         "deterministic": "context",
         "using_mode": "context",
         "seeded": "context",
@@ -70,6 +78,10 @@ __getattr__, __dir__, __all__ = lazy(
         "reliability": "uncertainty",
         "Reliability": "uncertainty",
         "auroc": "uncertainty",
+        "export": "hardware",
+        "SynapseArray": "hardware",
+        "fixed_point": "hardware",
+        "save": "hardware",
         "SamplingError": "errors",
         "SamplingWarning": "errors",
     },

@@ -91,10 +91,8 @@ def predict(
             stack.enter_context(seeded(model, seed))
         model.eval()
         try:
-            parts = [
-                _predict(model, layers, part, samples, confidence, chunk, share_first)
-                for part in torch.split(x, batch_size)
-            ]
+            arguments = (samples, confidence, chunk, share_first)
+            parts = [_predict(model, layers, part, *arguments) for part in torch.split(x, batch_size)]
         finally:
             for module, flag in flags:
                 module.training = flag

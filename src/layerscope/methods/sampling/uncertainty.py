@@ -81,7 +81,7 @@ def reliability(probs: Tensor, labels: Tensor, bins: int = 15) -> Reliability:
 
 
 def auroc(inside: Tensor, outside: Tensor) -> float:
-    """Probability that an outside example scores higher than an inside one, ties counted half. In [0, 1], 0.5 by chance.
+    """Chance that an outside example scores higher than an inside one, ties counted half. In [0, 1], 0.5 at random.
 
     With uncertainties as scores: how well they tell inputs the network was not made for.
 

@@ -1,0 +1,146 @@
+"""Ordinary networks into sampling networks, and back."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from layerscope import data
+from layerscope.methods.sampling import (
+    Binarize,
+    SamplingConv2d,
+    SamplingError,
+    convert,
+    predict,
+    sampling_layers,
+    seeded,
+)
+from layerscope.training import fit
+
+X = torch.randn(200, 1, 12, 12, generator=torch.Generator().manual_seed(0))
+
+
+def cnn():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 6, 5, bias=False), nn.BatchNorm2d(6), nn.ReLU(inplace=True), nn.MaxPool2d(2),
+        nn.Conv2d(6, 8, 3, padding=1), nn.MaxPool2d(2), nn.GELU(), nn.Flatten(),
+        nn.Linear(32, 16), nn.LayerNorm(16), nn.Dropout(0.5), nn.Tanh(), nn.Linear(16, 10),
+    )  # fmt: skip
+
+
+def test_what_becomes_of_each_layer():
+    net = cnn()
+    converted = convert(net, X)
+    assert [u.becomes for u in converted.units] == ["SamplingConv2d", "SamplingConv2d", "SamplingLinear", None]
+    assert converted.units[3].note == "the network's output, which stays real"
+    assert "takes the place of BatchNorm2d '1', ReLU '2'; inputs binarized at 0" in converted.units[0].note
+    assert "LayerNorm '9', Tanh '11'" in str(converted)
+    assert "10: dropout -> identity" in str(converted)
+    kinds = [type(m) for m in net]
+    assert kinds[0] is nn.Sequential
+    assert [type(m) for m in net[0]] == [Binarize, SamplingConv2d]
+    assert kinds[4] is SamplingConv2d
+    assert all(kinds[i] is nn.Identity for i in (1, 2, 6, 9, 10, 11))
+    assert isinstance(net[12], nn.Linear)
+    assert net(X).shape == (200, 10)
+
+
+def test_every_layer_sees_binary_inputs_and_has_the_target_spread():
+    net = convert(cnn(), X, target=0.5).model
+    seen = {}
+    for path, layer in sampling_layers(net):
+        layer.register_forward_pre_hook(lambda m, args, path=path: seen.update({path: args[0]}))
+    with torch.no_grad(), seeded(net, 0):
+        net.eval()(X)
+    for path, layer in sampling_layers(net):
+        assert (seen[path].abs() == 1).all()
+        p = layer.pre_activation(seen[path]).detach()
+        axes = (0, 2, 3) if p.ndim == 4 else (0,)
+        torch.testing.assert_close(p.std(axes), torch.full((p.shape[1],), 0.5), atol=0.12, rtol=0)
+
+
+def test_the_scale_and_shift_of_the_norm_are_taken_over():
+    net, plain = cnn(), cnn()
+    with torch.no_grad():
+        net[1].weight.fill_(-2.0), net[1].bias.fill_(0.5)
+    a, b = convert(net, X).model[0][1], convert(plain, X).model[0][1]
+    torch.testing.assert_close(a.beta, -2 * b.beta)
+    torch.testing.assert_close(a.c, -2 * b.c + 0.7 * 0.5)
+    assert torch.equal(a.weight, b.weight)
+
+
+def test_undo_restores_to_the_bit():
+    net = cnn().eval()
+    with torch.no_grad():
+        before = net(X)
+    modules, state = list(net.modules()), {k: v.clone() for k, v in net.state_dict().items()}
+    converted = convert(net, X)
+    assert converted.undo() is net
+    assert list(net.modules()) == modules
+    assert all(torch.equal(net.state_dict()[k], v) for k, v in state.items())
+    with torch.no_grad():
+        assert torch.equal(net(X), before)
+
+
+def test_real_inputs_may_stay_real():
+    net = convert(cnn(), X, inputs="exact").model
+    assert isinstance(net[0], SamplingConv2d)
+    assert net[0].variance == "exact"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        net(X)
+
+
+def test_layers_behind_an_average_pool_get_the_exact_variance():
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(1, 4, 5), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 16), nn.ReLU(),
+        nn.Linear(16, 2),
+    )  # fmt: skip
+    convert(net, X)
+    assert net[4].variance == "exact"
+    assert net[0][1].variance == "norm"
+
+
+def test_what_stays_says_why():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c, self.d = (nn.Linear(16, 16) for _ in range(4))
+            self.unused, self.relu, self.act = nn.Linear(3, 3), nn.ReLU(), nn.ReLU()
+
+        def forward(self, x):
+            x = self.act(self.a(x))
+            x = F.relu(self.b(x))
+            x = self.relu(self.relu(self.c(x)))
+            return self.d(x) + x
+
+    units = {u.path: u for u in convert(Net(), torch.randn(20, 16)).units}
+    assert units["a"].becomes == "SamplingLinear"
+    assert "relu() in 'forward'" in units["b"].note
+    assert "called at several places" in units["c"].note
+    assert "add() in 'forward'" in units["d"].note
+    assert "does not run it" in units["unused"].note
+
+
+def test_bad_input():
+    with pytest.raises(SamplingError, match="at least 2 inputs"):
+        convert(cnn(), X[:1])
+    with pytest.raises(SamplingError, match="not 'round'"):
+        convert(cnn(), X, inputs="round")
+    with pytest.raises(SamplingError, match=r"no layer of Sequential can be converted: the network's output"):
+        convert(nn.Sequential(nn.Linear(2, 2)), torch.randn(3, 2))
+
+
+def test_a_converted_network_learns():
+    train, test = data.load("digits"), data.load("digits", split="test")
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 128), nn.BatchNorm1d(128), nn.ReLU(), nn.Linear(128, 10))
+    convert(net, train.x[:200])
+    fit(net, train, steps=150, batch_size=64, optimizer="adamw", lr=5e-3, progress=False)
+    assert predict(net, test.x, samples=20, seed=0).accuracy(test.y) > 0.8

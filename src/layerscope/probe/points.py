@@ -22,7 +22,8 @@ _NOT_BLOCK = re.compile(r"norm|scale|pool|embed|modulelist|moduledict", re.IGNOR
 _OWN_ACTIVATION = re.compile(r"evonorm|normact|filterresponse.*tlu|frn.*tlu", re.IGNORECASE)
 _NORM = re.compile(r"norm|frn|whiten|^grn|dyt$|^derf|rescale", re.IGNORECASE)
 _ACTIVATION = re.compile(
-    r"relu|gelu|silu|swish|mish|elu$|sigmoid|tanh|softplus|softmax|tlu$|^act|activation|glu$", re.IGNORECASE
+    r"relu|linearunit|threshold|gelu|silu|swish|mish|elu$|sigmoid|tanh|softplus|softmax|tlu$|^act|activation|glu$",
+    re.IGNORECASE,
 )
 _POOL = re.compile(r"pool", re.IGNORECASE)
 

@@ -39,6 +39,8 @@ class Trace:
     """Empty, or one 0-d tensor; shared by call sites that return the same tensor."""
     residual: bool = False
     """The output is a sum of two paths."""
+    is_watched: bool = False
+    """The gradient will come."""
 
 
 class Recorder:
@@ -134,13 +136,18 @@ class Recorder:
         name = path if self._calls[path] == 1 else f"{path}#{self._calls[path]}"
         if known is not None:
             self.traces.append(Trace(name, kind, role, block, known.shape, module, known.kept, known.grad, residual))
+            self._watch_gradient(known, out, todo)
             return
         kept = self._read(module, rows, todo, self._derivable(module, source, todo))
         trace = Trace(name, kind, role, block, tuple(rows.shape), module, kept, [], residual)
-        if todo.gradient and out.requires_grad:
-            _on_gradient(out, trace.grad)
+        self._watch_gradient(trace, out, todo)
         self.traces.append(trace)
         self._seen[out.data_ptr()] = (weakref.ref(out), out._version, trace)
+
+    def _watch_gradient(self, trace: Trace, out: Tensor, todo: Plan) -> None:
+        if todo.gradient and out.requires_grad and not trace.is_watched:
+            trace.is_watched = True
+            _on_gradient(out, trace.grad)
 
     def _read(self, module: nn.Module | None, rows: Tensor, todo: Plan, source: Reduced | None) -> Reduced:
         self.busy = True

@@ -61,7 +61,8 @@ class Reducer:
             kept.tables = tables
         if len(data) > 1 and (todo.cosine or todo.gram_samples):
             flat = data.flatten(1)
-            if todo.cosine and todo.gram_samples < len(data):  # else it follows from the Gram matrix
+            whole = len(data) <= todo.gram_samples and flat.shape[1] <= todo.gram_features
+            if todo.cosine and not whole:  # else it follows from the Gram matrix
                 kept.resultant = _resultant(flat, torch.linalg.vector_norm(tables.norms, dim=1))
             if v.layout == "token":
                 kept.tokens = _token_resultants(data)

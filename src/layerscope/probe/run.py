@@ -71,7 +71,8 @@ def profile(
         raise ProbeError(f"unknown level {level!r}: {did_you_mean(str(level), get_args(Level))}")
     started = time.perf_counter()
     network = open_network(model, device)
-    data, notes = check_batch(batch, batch_size, network)
+    with torch.inference_mode(False):  # copies made here can take part in autograd
+        data, notes = check_batch(batch, batch_size, network)
     points = find_points(network, select=select, blocks=blocks)
     noisy = batch_noise if batch_noise is not None else level != "light" and data.chunks > 1
     with unchanged(network), torch.inference_mode(False), torch.enable_grad():

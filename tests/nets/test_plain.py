@@ -100,7 +100,7 @@ def test_mlp_takes_any_shape() -> None:
 
 
 @pytest.mark.parametrize(
-    "spec", ["cfg_10:width=4", "cfg_40:width=2", "vgg:width=4", "plain:width=4", "resnet20:width=4"]
+    "spec", ["cfg_10:width=4", "cfg_40:width=2", "vgg:width=4", "plain:width=4", "resnet20:width=4", "convnext:width=4"]
 )
 @pytest.mark.parametrize("size", [2, 3, 8, 17, 28, 33])
 def test_any_image_size_ends_with_a_map_that_has_statistics(spec: str, size: int) -> None:

@@ -13,8 +13,6 @@ NORMS = tuple(norms.info(name).example or name for name in norms.names())
 #: Every kind of network, small; parameter count does not matter here, wiring does.
 SPECS = (
     "cfg_10:width=8",
-    "cfg_20:width=8",
-    "cfg_40:width=8",
     "uniform:width=8,depth=3",
     "plain:width=8,depth=6",
     "vgg:width=8,depth=5",
@@ -26,13 +24,14 @@ SPECS = (
     "vit:width=16,depth=2,patch=2",
     "vit:width=16,depth=2,patch=2,placement=post,branch=deepnorm,qk_norm=true,act=relu",
     "vit:width=16,depth=2,patch=2,placement=peri,branch=layerscale",
+    "mixer:width=16,depth=2,patch=2,placement=peri",
+    "convnext:width=8,blocks=1,grn=true,layerscale=true",
 )
 #: (norm, network) without meaning, and a word that the refusal owes the user.
 UNDEFINED = {
     ("instance", "mlp"): "positions",
     ("switchable", "mlp"): "positions",
-    ("evonorm-b0", "vit"): "activation",
-    ("evonorm-s0", "vit"): "activation",
+    **{(norm, net): "activation" for norm in ("evonorm-b0", "evonorm-s0") for net in ("vit", "mixer", "convnext")},
 }
 
 
@@ -54,7 +53,9 @@ def test_every_norm_runs_in_every_net_with_finite_gradients(spec: str, norm: str
     assert net.eval()(x).shape == (6, 3)
 
 
-@pytest.mark.parametrize("spec", ["cfg_10:width=4", "resnet20:width=4", "mlp:width=8", "vit:width=8,patch=2,heads=2"])
+@pytest.mark.parametrize(
+    "spec", ["cfg_10:width=4", "resnet20:width=4", "mlp:width=8", "vit:width=8,patch=2,heads=2", "convnext:width=4"]
+)
 def test_weights_come_from_the_seed_alone(spec: str) -> None:
     def weights(seed: int, norm: str = "layer") -> dict[str, torch.Tensor]:
         net = nets.build(spec, norm, in_shape=(1, 8, 8), seed=seed)

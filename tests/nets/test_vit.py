@@ -10,13 +10,14 @@ from torch import nn
 
 from layerscope import nets
 from layerscope.errors import SourceError
-from layerscope.nets.vit import Attention, FixedScale, TransformerResidual
+from layerscope.nets.tokens import FixedScale, ResidualAdd
+from layerscope.nets.vit import Attention
 
 X = torch.randn(3, 2, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
-def residuals(net: nn.Module) -> list[TransformerResidual]:
-    return [m for m in net.modules() if isinstance(m, TransformerResidual)]
+def residuals(net: nn.Module) -> list[ResidualAdd]:
+    return [m for m in net.modules() if isinstance(m, ResidualAdd)]
 
 
 def build(options: str = "", norm: str = "layer") -> nn.Module:

@@ -33,6 +33,10 @@ BRANCHES = ("plain", "depth", "skipinit", "layerscale", "deepnorm")
 _PAPER = "Lubana, Dick, Tanaka 2021, arXiv 2106.05956"
 _STRIDE = _param("stem_stride", 1, "stride of the first convolution", low=1)
 
+_PATCH = _param("patch", 4, "patches are patch x patch pixels", low=1)
+_PLACEMENT = _param("placement", "pre", "where the norm stands", choices=("pre", "post", "peri"))
+_ACT = _param("act", "gelu", "activation of the feed-forward layers", choices=("gelu", "relu"))
+
 
 def _resnet(default_width: int = 32) -> tuple[Param, ...]:
     return (
@@ -97,13 +101,38 @@ _NETS: tuple[NetInfo, ...] = (
             _width(64, "channels of every token"),
             _param("depth", 6, "blocks (two residual adds each)", low=1),
             _param("heads", 4, "attention heads", low=1),
-            _param("patch", 4, "patches are patch x patch pixels", low=1),
-            _param("placement", "pre", "where the norm stands", choices=("pre", "post", "peri")),
+            _PATCH,
+            _PLACEMENT,
             _param("branch", "plain", "how residual branches are scaled", choices=BRANCHES),
             _param("qk_norm", False, "RMS norm of queries and keys"),
-            _param("act", "gelu", "activation of the feed-forward layers", choices=("gelu", "relu")),
+            _ACT,
         ),
         "Dosovitskiy et al. 2021, arXiv 2010.11929, without class token",
+    ),
+    NetInfo(
+        "mixer",
+        "small MLP-Mixer; norm before, after or around each branch",
+        (
+            _width(64, "channels of every token"),
+            _param("depth", 6, "blocks (two residual adds each)", low=1),
+            _PATCH,
+            _PLACEMENT,
+            _param("branch", "plain", "how residual branches are scaled", choices=BRANCHES[:-1]),
+            _ACT,
+        ),
+        "Tolstikhin et al. 2021, arXiv 2105.01601",
+    ),
+    NetInfo(
+        "convnext",
+        "small ConvNeXt: three stages; layer2d is its own norm",
+        (
+            _width(32),
+            _param("blocks", 2, "blocks in each of the three stages", low=1),
+            _param("patch", 2, "the stem takes patch x patch pixels", low=1),
+            _param("grn", False, "response norm in every block, as in ConvNeXt V2"),
+            _param("layerscale", False, "learnable gain per channel of a branch, 1e-6 at the start"),
+        ),
+        "Liu et al. 2022, arXiv 2201.03545",
     ),
 )
 

@@ -29,20 +29,30 @@ class Maker:
         self.generator = torch.Generator().manual_seed(seed)
 
     def conv(
-        self, c_in: int, c_out: int, *, kernel: int = 3, stride: int = 1, padding_mode: Padding = "zeros"
+        self,
+        c_in: int,
+        c_out: int,
+        *,
+        kernel: int = 3,
+        stride: int = 1,
+        padding: int | None = None,
+        padding_mode: Padding = "zeros",
+        groups: int = 1,
+        gain: float = 2.0,
     ) -> nn.Module:
-        """A convolution that keeps the map's size (divided by ``stride``), wrapped as the recipe wants it."""
+        """A convolution, wrapped as the recipe wants it; by default it keeps the map's size (divided by ``stride``)."""
         layer = nn.Conv2d(
             c_in,
             c_out,
             kernel,
             stride=stride,
-            padding=kernel // 2,
+            padding=kernel // 2 if padding is None else padding,
             padding_mode=padding_mode,
+            groups=groups,
             bias=self.recipe.needs_bias,
             device="meta",
         )
-        return self._drawn(layer, 2.0)
+        return self._drawn(layer, gain)
 
     def linear(self, c_in: int, c_out: int, *, gain: float = 2.0) -> nn.Module:
         """A hidden linear layer, wrapped as the recipe wants it."""
@@ -129,12 +139,14 @@ class Map:
     networks keep all their strides.
     """
 
-    def __init__(self, height: int, width: int) -> None:
+    def __init__(self, height: int, width: int, *, overlap: bool = True) -> None:
         self.height, self.width = height, width
+        # Convolutions whose windows do not overlap have no padding: what is left over at the border is lost.
+        self.rounded = math.ceil if overlap else math.floor
 
     def stride(self, wanted: int) -> int:
         """``wanted`` if the map can bear it, else 1; the map shrinks accordingly."""
-        height, width = math.ceil(self.height / wanted), math.ceil(self.width / wanted)
+        height, width = self.rounded(self.height / wanted), self.rounded(self.width / wanted)
         if min(height, width) < 2:
             return 1
         self.height, self.width = height, width

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import nn
 
 from layerscope import norms
-from layerscope.errors import SourceError, SpecError
-from layerscope.nets import plain, resnet, vit
+from layerscope.errors import SourceError
+from layerscope.nets import convnext, mixer, plain, resnet, vit
 from layerscope.nets.catalogue import arguments
 from layerscope.nets.layers import Maker
 from layerscope.spec import Spec
@@ -44,30 +44,21 @@ def build(
     with torch.random.fork_rng(devices=[]):
         # A norm that draws its own parameters must not depend on what was drawn before.
         torch.manual_seed(seed)
-        return _made(read, arg, Maker(norms.recipe(norm), seed), shape, classes)
+        return _MAKERS[read.name](Maker(norms.recipe(norm), seed), shape, classes, **arg)
 
 
-def _made(spec: Spec, arg: dict[str, Any], make: Maker, shape: Any, classes: int) -> nn.Module:
-    if spec.name in plain.CFG:
-        return plain.cfg(spec.name, make, shape, classes, **arg)
-    if spec.name == "uniform":
-        return plain.uniform(make, shape, classes, **arg)
-    if spec.name == "plain":
-        return plain.plain(make, shape, classes, **arg)
-    if spec.name == "vgg":
-        return plain.vgg(make, shape, classes, **arg)
-    if spec.name == "mlp":
-        return plain.mlp(make, shape, classes, **arg)
-    if spec.name == "vit":
-        return vit.vit(make, shape, classes, **arg)
-    if arg["preact"] and arg["branch_act"]:
-        raise SpecError(
-            f"{spec}: branch_act is for post-activation blocks; a pre-activation skip path has no activation"
-        )
-    if arg["final_norm"] and not arg["preact"]:
-        raise SpecError(f"{spec}: final_norm is for preact=true; a post-activation block already ends normalized")
-    blocks = arg.pop("blocks", None) or (int(spec.name.removeprefix("resnet")) - 2) // 6
-    return resnet.resnet(make, shape, classes, blocks=blocks, **arg)
+_MAKERS: dict[str, Callable[..., nn.Module]] = {
+    **{name: partial(plain.cfg, name) for name in plain.CFG},
+    "uniform": plain.uniform,
+    "plain": plain.plain,
+    "vgg": plain.vgg,
+    **{f"resnet{depth}": partial(resnet.resnet, blocks=(depth - 2) // 6) for depth in (20, 32, 56, 110)},
+    "resnet": resnet.resnet,
+    "mlp": plain.mlp,
+    "vit": vit.vit,
+    "mixer": mixer.mixer,
+    "convnext": convnext.convnext,
+}
 
 
 def _checked_shape(in_shape: Sequence[int], *, image: bool, name: str) -> tuple[int, ...]:

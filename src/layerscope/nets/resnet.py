@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from layerscope.errors import SpecError
 from layerscope.nets.layers import ConvLayer, Gain, Maker, Map
 
 
@@ -123,7 +124,16 @@ def resnet(
     Widths of the paper: 32, 64, 128 (He et al.: 16, 32, 64). As in the paper the stem is ``conv -> norm -> activation``
     with both kinds of block, and a pre-activation network pools its raw residual stream; ``final_norm`` adds the norm
     and activation that He et al. put before the pooling.
+
+    Raises:
+        SpecError: ``branch_act`` or ``final_norm`` with the kind of block that it means nothing for.
     """
+    if preact and branch_act:
+        raise SpecError(
+            "resnet: branch_act is for post-activation blocks; a pre-activation skip path has no activation"
+        )
+    if final_norm and not preact:
+        raise SpecError("resnet: final_norm is for preact=true; a post-activation block already ends normalized")
     size = Map(*in_shape[1:])
     stem = ConvLayer(make, in_shape[0], width, stride=size.stride(stem_stride))
     stages, channels = [], width

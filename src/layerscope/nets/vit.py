@@ -8,18 +8,24 @@ arXiv 2206.03126), ``skipinit`` (ReZero, arXiv 2003.04887), ``layerscale`` (arXi
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from layerscope.errors import SourceError, SpecError
-from layerscope.nets.layers import Gain, Maker
-
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU}
+from layerscope.errors import SpecError
+from layerscope.nets.layers import Maker
+from layerscope.nets.tokens import (
+    ACTIVATIONS,
+    FeedForward,
+    ResidualAdd,
+    TokenNet,
+    branch_scale,
+    count_tokens,
+    hidden_activation,
+    require_norm_without_activation,
+)
 
 
 class Attention(nn.Module):
@@ -46,78 +52,10 @@ class Attention(nn.Module):
         return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
 
 
-class FeedForward(nn.Module):
-    """``down(act(up(x)))`` on every token."""
-
-    def __init__(self, make: Maker, width: int, hidden: int, act: nn.Module, *, gain: float) -> None:
-        super().__init__()
-        self.up = make.linear(width, hidden, gain=gain)
-        self.act = act
-        self.down = make.linear(hidden, width, gain=gain)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Tokens [N, S, C] -> [N, S, C]."""
-        out: Tensor = self.down(self.act(self.up(x)))
-        return out
-
-
-class LayerScale(nn.Module):
-    """A learnable gain per channel of a residual branch, small at the start."""
-
-    def __init__(self, channels: int, start: float) -> None:
-        super().__init__()
-        self.gain = nn.Parameter(torch.full((channels,), start))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``gain * x``, channels last."""
-        return self.gain * x
-
-
-class FixedScale(nn.Module):
-    """A residual branch times a constant."""
-
-    def __init__(self, factor: float) -> None:
-        super().__init__()
-        self.factor = factor
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``factor * x``."""
-        return self.factor * x
-
-    def extra_repr(self) -> str:
-        """What ``repr`` shows."""
-        return f"{self.factor:g}"
-
-
-class TransformerResidual(nn.Module):
-    """One residual add: ``after(skip * x + scale(inner(branch(before(x)))))``.
-
-    ``pre``: the norm is ``before``; ``post``: it is ``after``; ``peri``: there is one ``before`` and one ``inner``.
-    """
-
-    def __init__(
-        self, branch: nn.Module, norm: Callable[[], nn.Module], placement: str, scale: nn.Module, skip: float
-    ) -> None:
-        super().__init__()
-        self.before = norm() if placement in ("pre", "peri") else nn.Identity()
-        self.branch = branch
-        self.inner = norm() if placement == "peri" else nn.Identity()
-        self.scale = scale
-        self.skip = skip
-        self.after = norm() if placement == "post" else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Tokens [N, S, C] -> [N, S, C]."""
-        added = self.scale(self.inner(self.branch(self.before(x))))
-        # Without DeepNorm the skip path is x itself, not a product that rounds it.
-        out: Tensor = self.after((x if self.skip == 1 else self.skip * x) + added)
-        return out
-
-
 class TransformerBlock(nn.Module):
     """Attention and feed-forward network, each a residual add of its own."""
 
-    def __init__(self, attention: TransformerResidual, feed_forward: TransformerResidual) -> None:
+    def __init__(self, attention: ResidualAdd, feed_forward: ResidualAdd) -> None:
         super().__init__()
         self.attention = attention
         self.feed_forward = feed_forward
@@ -128,26 +66,8 @@ class TransformerBlock(nn.Module):
         return out
 
 
-class ViT(nn.Module):
-    """Patches -> tokens, a learned position per token, blocks, average over tokens, linear classifier."""
-
-    def __init__(
-        self, embed: nn.Module, position: Tensor, blocks: list[nn.Module], norm: nn.Module, head: nn.Module, patch: int
-    ) -> None:
-        super().__init__()
-        self.patch = patch
-        self.embed = embed
-        self.position = nn.Parameter(position)
-        self.blocks = nn.Sequential(*blocks)
-        self.norm = norm
-        self.head = head
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Images [N, C, H, W] -> logits [N, classes]."""
-        patches = F.pixel_unshuffle(x, self.patch).flatten(2).transpose(1, 2)
-        tokens = self.norm(self.blocks(self.embed(patches) + self.position))
-        out: Tensor = self.head(tokens.mean(1))
-        return out
+class ViT(TokenNet):
+    """A vision transformer."""
 
 
 def vit(
@@ -168,53 +88,31 @@ def vit(
 
     Raises:
         SpecError: heads that do not divide the width, DeepNorm elsewhere than after the add, or a norm that lives in an
-            activation slot, which a transformer's norm positions do not have.
+            activation slot.
         SourceError: an image that the patches do not divide.
     """
     if width % heads:
         raise SpecError(f"vit: {heads} heads do not divide width={width}")
     if branch == "deepnorm" and placement != "post":
         raise SpecError(f"vit: branch=deepnorm is defined for placement=post, not placement={placement}")
-    if in_shape[1] % patch or in_shape[2] % patch:
-        raise SourceError(
-            f"vit: patch={patch} does not divide the {in_shape[1]} x {in_shape[2]} image; resize it or set patch"
-        )
-    recipe = make.recipe
-    if recipe.owns_activation and not recipe.acts_on_weights and isinstance(recipe.norm(width), nn.Identity):
-        raise SpecError(
-            f"vit: {recipe.spec} is norm and activation in one; a transformer's norms have no activation after them. "
-            "Use layer, rms, batch or another plain norm"
-        )
+    require_norm_without_activation("vit", make, width)
+    tokens = count_tokens("vit", in_shape, patch)
 
     gain = (8 * depth) ** -0.5 if branch == "deepnorm" else 1.0
     skip = (2 * depth) ** 0.25 if branch == "deepnorm" else 1.0
     norm = partial(make.norm, width)
-    tokens = (in_shape[1] // patch) * (in_shape[2] // patch)
     embed = make.linear(in_shape[0] * patch**2, width, gain=1.0)
     position = 0.02 * torch.randn(1, tokens, width, generator=make.generator)
     blocks: list[nn.Module] = []
     for _ in range(depth):
         attention = Attention(make, width, heads, qk_norm=qk_norm, gain=gain)
-        # The scaled ReLU belongs to its weights; FRN's threshold belongs to FRN's own position and is not wanted here.
-        base = ACTIVATIONS[act]
-        hidden = make.activation(4 * width, base) if recipe.acts_on_weights else base()
+        hidden = hidden_activation(make, 4 * width, ACTIVATIONS[act])
         feed_forward = FeedForward(make, width, 4 * width, hidden, gain=gain)
         blocks.append(
             TransformerBlock(
-                TransformerResidual(attention, norm, placement, _scale(branch, width, depth), skip),
-                TransformerResidual(feed_forward, norm, placement, _scale(branch, width, depth), skip),
+                ResidualAdd(attention, norm, placement, branch_scale(branch, width, depth), skip),
+                ResidualAdd(feed_forward, norm, placement, branch_scale(branch, width, depth), skip),
             )
         )
     final = norm() if placement != "post" else nn.Identity()
-    return ViT(embed, position, blocks, final, make.head(width, classes), patch)
-
-
-def _scale(branch: str, width: int, depth: int) -> nn.Module:
-    if branch == "depth":
-        return FixedScale(1 / math.sqrt(depth))
-    if branch == "skipinit":
-        return Gain()
-    if branch == "layerscale":
-        # Values of the paper: 0.1 up to 18 blocks, 1e-5 up to 24, 1e-6 beyond.
-        return LayerScale(width, 0.1 if depth <= 18 else 1e-5 if depth <= 24 else 1e-6)
-    return nn.Identity()
+    return ViT(embed, blocks, final, make.head(width, classes), patch, position)

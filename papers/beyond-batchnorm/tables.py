@@ -19,7 +19,8 @@ from pathlib import Path
 from statistics import mean
 
 import layerscope
-from layerscope.probe.records import Profile
+from layerscope.probe.records import LayerRecord, Profile
+from layerscope.verdict.trunk import layer_outputs
 
 HERE = Path(__file__).parent
 IMAGES = "fashion-mnist:pad=32,channels=3"
@@ -35,6 +36,11 @@ def profile(net: str, norm: str, data: str, *, batch: int = 32, seed: int = 0) -
     return layerscope.profile(model, (x, y), level="deep", seed=seed, source=net, norm=norm)
 
 
+def stream(net: str, norm: str) -> list[LayerRecord]:
+    """The residual blocks of a network, in order."""
+    return [r for r in profile(net, norm, IMAGES).of("block") if r.residual]
+
+
 def stage_factor(values: list[float]) -> float:
     """Geometric mean growth per block over the first stage (blocks 1 to 9)."""
     return (values[8] / values[0]) ** (1 / 8)
@@ -45,7 +51,7 @@ def number(value: float | None) -> float:
 
 
 def resnet56(norm: str) -> Row:
-    blocks = profile("resnet56", norm, IMAGES).of("block")
+    blocks = stream("resnet56", norm)
     v = [number(b.variance) for b in blocks]
     return {
         "b1": v[0], "b9": v[8], "b18": v[17], "b27": v[26], "factor": stage_factor(v), "ms27": number(blocks[26].ms),
@@ -54,12 +60,12 @@ def resnet56(norm: str) -> Row:
 
 
 def skipinit(norm: str) -> Row:
-    v = [number(b.variance) for b in profile("resnet56:skipinit=true", norm, IMAGES).of("block")]
+    v = [number(b.variance) for b in stream("resnet56:skipinit=true", norm)]
     return {"b1": v[0], "b9": v[8], "b27": v[26], "factor": stage_factor(v)}
 
 
 def preact(norm: str) -> Row:
-    ms = [number(b.ms) for b in profile("resnet56:preact=true", norm, IMAGES).of("block")]
+    ms = [number(b.ms) for b in stream("resnet56:preact=true", norm)]
     return {"ms9": ms[8], "ms27": ms[26], "factor": stage_factor(ms)}
 
 
@@ -73,23 +79,31 @@ def plain(norm: str) -> Row:
         row[f"ratio{depth}"] = mean(g[0] / g[-1] for g in convs)
         if depth == 20:
             row["rate20"] = mean((g[0] / g[-1]) ** (1 / (len(g) - 1)) for g in convs)
-            row["rank20"] = mean(number(p.of("activation")[-1].stable_rank) for p in seen)
+            row["rank20"] = mean(number(layer_outputs(p)[-1].stable_rank) for p in seen)
     return row
 
 
 def batch_size(size: str) -> Row:
     seen = [profile("mlp:width=256,depth=20", "batch", "gaussian:shape=256", batch=int(size), seed=s) for s in range(4)]
-    hidden = [[number(r.grad_norm) for r in p.of("linear")[:-1]] for p in seen]
+    hidden = [[number(r.grad_scaled) for r in p.of("linear")[:-1]] for p in seen]
     return {
-        "cos": mean(number(p.of("activation")[-1].cosine) for p in seen),
+        "cos": mean(number(layer_outputs(p)[-1].cosine) for p in seen),
         "rate": mean((g[0] / g[-1]) ** (1 / (len(g) - 1)) for g in hidden),
     }
 
 
+def nu(net: str, norm: str, batch: int) -> float:
+    """The batch-noise ratio at batch size ``batch``, companions drawn from 64 images."""
+    x, y = layerscope.batch(SMALL_IMAGES, 64, seed=0)
+    model = layerscope.net(net, norm, in_shape=tuple(x.shape[1:]), classes=10, seed=0)
+    seen = layerscope.profile(model, (x, y), level="light", batch_size=batch, batch_noise=True, seed=0)
+    return number(seen.batch_noise)
+
+
 def noise(name: str) -> Row:
     norm, depth = name.split(", ")
-    net = f"plain:depth={depth.split()[0]},stem_stride=2"
-    return {f"B{b}": number(profile(net, norm, SMALL_IMAGES, batch=b).batch_noise) for b in (2, 4, 8, 32)}
+    net = f"plain:depth={depth.split()[0]}"
+    return {f"B{b}": nu(net, norm, b) for b in (2, 4, 8, 32)}
 
 
 TABLES: dict[str, Callable[[str], Row]] = {
@@ -146,9 +160,12 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=list(TABLES), default=list(TABLES))
     parser.add_argument("--out", type=Path, default=HERE / "results")
     arguments = parser.parse_args()
-    cells = list(measure(arguments.only))
     arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "tables.json").write_text(json.dumps(cells, indent=1) + "\n")
+    store = arguments.out / "tables.json"
+    kept = json.loads(store.read_text()) if store.exists() else []
+    cells = [c for c in kept if c["table"] not in arguments.only] + list(measure(arguments.only))
+    cells.sort(key=lambda c: list(TABLES).index(c["table"]))
+    store.write_text(json.dumps(cells, indent=1) + "\n")
     (arguments.out / "tables.md").write_text(to_markdown(cells))
     print(f"wrote {arguments.out / 'tables.md'}")
 

@@ -1,0 +1,154 @@
+"""Cost of mixture normalization against torch's batch norm, and against the obvious ways to write it.
+
+    python benchmarks/mixture.py            # layer, CNN-5 and memory; about two minutes on one core
+    python benchmarks/mixture.py --quick    # fewer repeats
+
+Ratios of CPU time, interleaved, one thread: minimum and median over the repeats. Targets: a layer's train step at most
+3x batch norm's, evaluation at most 8x, a CNN-5 train step at most 1.25x with one layer replaced and 1.6x with all,
+memory kept for backward beyond batch norm's at most M (K + C) 4 bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from layerscope import norms
+
+SHAPES = [(64, 16, 28, 28), (64, 32, 14, 14), (64, 128, 8, 8)]
+
+
+class LoopMixtureNorm(nn.Module):
+    """The obvious form: one pass of autograd per component, posteriors from full differences."""
+
+    def __init__(self, channels: int, k: int = 3) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+        generator = torch.Generator().manual_seed(0)
+        self.register_buffer("mean", torch.randn(k, channels, generator=generator))
+        self.register_buffer("var", torch.ones(k, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Posteriors without gradient, then per component: weighted moments, normalized deviation, weighted sum."""
+        shape = (1, -1, 1, 1)
+        with torch.no_grad():
+            parts = zip(self.mean, self.var, strict=True)
+            logits = [-0.5 * ((x - m.view(shape)) ** 2 / v.view(shape)).sum(1, keepdim=True) for m, v in parts]
+            tau = torch.softmax(torch.cat(logits, 1) / x.shape[1], 1)
+        y = torch.zeros_like(x)
+        for k in range(len(self.mean)):
+            w = tau[:, k : k + 1]
+            total = w.sum()
+            mean = (w * x).sum((0, 2, 3), keepdim=True) / total
+            var = (w * (x - mean) ** 2).sum((0, 2, 3), keepdim=True) / total
+            share = total / w.numel()
+            y = y + w / share.sqrt() * (x - mean) / torch.sqrt(var + 1e-5)
+        return y * self.weight.view(shape) + self.bias.view(shape)
+
+
+FORMS: dict[str, Callable[[int], nn.Module]] = {
+    "batch norm": nn.BatchNorm2d,
+    "mixture, K=3": lambda c: norms.MixtureNorm(c, 3),
+    "mixture, K=3, T=1": lambda c: norms.MixtureNorm(c, 3, temperature=1),
+    "mixture, K=8": lambda c: norms.MixtureNorm(c, 8),
+    "mode norm, K=3": lambda c: norms.ModeNorm(c, 3),
+    "loop over components": lambda c: LoopMixtureNorm(c, 3),
+    "posteriors per channel": lambda c: norms.ChannelMixtureNorm(c, 3),
+}
+
+
+def cnn5(spec: Callable[[int], str]) -> nn.Sequential:
+    """Four 5x5 convolutions (64, 128, 128, 256), each with norm and ReLU, and a linear layer."""
+    layers: list[nn.Module] = []
+    width = 1
+    for i, channels in enumerate((64, 128, 128, 256)):
+        layers += [nn.Conv2d(width, channels, 5, padding=2, bias=False), norms.build(spec(i), channels), nn.ReLU()]
+        layers += [nn.MaxPool2d(3, 2, 1)] if i < 3 else []
+        width = channels
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 10))
+
+
+def interleaved(jobs: dict[str, Callable[[], object]], repeats: int) -> dict[str, tuple[float, float]]:
+    """Minimum and median CPU milliseconds of every job, taken in turns."""
+    times: dict[str, list[float]] = {name: [] for name in jobs}
+    for job in jobs.values():
+        job()
+    for _ in range(repeats):
+        for name, job in jobs.items():
+            start = time.process_time()
+            job()
+            times[name].append(1e3 * (time.process_time() - start))
+    return {name: (min(t), statistics.median(t)) for name, t in times.items()}
+
+
+def step(net: nn.Module, x: Tensor, upstream: Tensor | None = None) -> None:
+    """One forward and backward pass."""
+    y = net(x)
+    y.backward(torch.ones_like(y) if upstream is None else upstream)
+    x.grad = None
+    for p in net.parameters():
+        p.grad = None
+
+
+def saved_bytes(net: nn.Module, x: Tensor) -> int:
+    """Memory that autograd keeps for the backward pass."""
+    seen: dict[int, int] = {}
+
+    def pack(t: Tensor) -> Tensor:
+        seen[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        kept = net(x)
+    del kept
+    return sum(seen.values())
+
+
+def report(title: str, times: dict[str, tuple[float, float]], first: str) -> None:
+    """Ratios to ``first``."""
+    low, mid = times[first]
+    print(f"\n{title}   ({first}: {low:.2f} ms at best, {mid:.2f} ms median)")
+    for name, (a, b) in times.items():
+        if name != first:
+            print(f"  {name:<24} {a / low:6.2f}x best {b / mid:6.2f}x median")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true")
+    quick = parser.parse_args().quick
+    torch.set_num_threads(1)
+    print(f"torch {torch.__version__}, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
+    for shape in SHAPES:
+        x, g = torch.randn(shape, requires_grad=True), torch.randn(shape)
+        nets = {name: make(shape[1]) for name, make in FORMS.items()}
+        jobs = {name: partial(step, net, x, g) for name, net in nets.items()}
+        report(f"{shape} train step", interleaved(jobs, 7 if quick else 25), "batch norm")
+        m, c = shape[0] * shape[2] * shape[3], shape[1]
+        extra = saved_bytes(nets["mixture, K=3"], x) - saved_bytes(nets["batch norm"], x)
+        print(f"  kept for backward beyond batch norm: {extra} bytes, target {4 * m * (3 + c)}")
+        still = torch.randn(shape)
+        with torch.no_grad():
+            evaluated = {name: net.eval() for name, net in nets.items() if name != "loop over components"}
+            jobs = {name: partial(net, still) for name, net in evaluated.items()}
+            report(f"{shape} evaluation", interleaved(jobs, 10 if quick else 40), "batch norm")
+    x = torch.randn(32, 1, 28, 28)
+    arms = {
+        "all batch norm": lambda i: "batch",
+        "mixture in layer 2": lambda i: "mixture" if i == 1 else "batch",
+        "mixture in all layers": lambda i: "mixture",
+    }
+    trained = {name: cnn5(spec) for name, spec in arms.items()}
+    jobs = {name: partial(step, net, x) for name, net in trained.items()}
+    report("CNN-5, batch 32 at 28x28, train step", interleaved(jobs, 3 if quick else 9), "all batch norm")
+
+
+if __name__ == "__main__":
+    main()

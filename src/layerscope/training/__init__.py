@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from layerscope.training.history import History as History
     from layerscope.training.lightning import lightning_callback as lightning_callback
     from layerscope.training.loop import fit as fit
+    from layerscope.training.micro import micro_train as micro_train
     from layerscope.training.optimizers import decay_matrices_only as decay_matrices_only
     from layerscope.training.sinks import JsonlSink as JsonlSink
     from layerscope.training.sinks import MemorySink as MemorySink
@@ -47,6 +48,7 @@ __getattr__, __dir__, __all__ = lazy(
         "Evaluation": "history",
         "evaluate": "evaluation",
         "predict": "evaluation",
+        "micro_train": "micro",
         "watch": "watching",
         "Watch": "watching",
         "Frame": "watching",

@@ -32,8 +32,17 @@ if TYPE_CHECKING:
     from layerscope.study.runner import run as run
     from layerscope.study.runner import standing as standing
     from layerscope.study.runner import store_path as store_path
+    from layerscope.study.scoring import Entry as Entry
+    from layerscope.study.scoring import Scored as Scored
+    from layerscope.study.scoring import ceiling as ceiling
+    from layerscope.study.scoring import entries as entries
+    from layerscope.study.scoring import evaluate as evaluate
+    from layerscope.study.scoring import leave_one_out as leave_one_out
+    from layerscope.study.scoring import reputation as reputation
     from layerscope.study.store import Row as Row
     from layerscope.study.store import Store as Store
+    from layerscope.study.summary_card import Scorecard as Scorecard
+    from layerscope.study.summary_card import scorecard as scorecard
     from layerscope.study.tables import export as export
     from layerscope.study.tables import flatten as flatten
     from layerscope.study.trial import Outcome as Outcome
@@ -61,5 +70,14 @@ __getattr__, __dir__, __all__ = lazy(
         "flatten": "tables",
         "export": "tables",
         "Progress": "progress",
+        "scorecard": "summary_card",
+        "Scorecard": "summary_card",
+        "entries": "scoring",
+        "evaluate": "scoring",
+        "ceiling": "scoring",
+        "reputation": "scoring",
+        "leave_one_out": "scoring",
+        "Entry": "scoring",
+        "Scored": "scoring",
     },
 )

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import cached_property
 from typing import Any
 
@@ -115,7 +115,7 @@ def trace(model: nn.Module, example: Any, atoms: set[int]) -> Flow:
 
 
 def tensors(value: Any) -> Iterator[torch.Tensor]:
-    """The tensors inside tuples, lists and dicts, in order."""
+    """The tensors inside tuples, lists, dicts and dataclasses, in order."""
     if isinstance(value, torch.Tensor):
         yield value
     elif isinstance(value, list | tuple):
@@ -124,6 +124,9 @@ def tensors(value: Any) -> Iterator[torch.Tensor]:
     elif isinstance(value, Mapping):
         for item in value.values():
             yield from tensors(item)
+    elif is_dataclass(value) and not isinstance(value, type):
+        for field in fields(value):
+            yield from tensors(getattr(value, field.name))
 
 
 class _Watch(TorchFunctionMode):

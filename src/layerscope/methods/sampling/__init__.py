@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from layerscope.methods.sampling.noises import bernoulli as bernoulli
     from layerscope.methods.sampling.noises import gaussian as gaussian
     from layerscope.methods.sampling.noises import noise as noise
+    from layerscope.methods.sampling.observation import LayerReport as LayerReport
+    from layerscope.methods.sampling.observation import observe as observe
     from layerscope.methods.sampling.predictor import Prediction as Prediction
     from layerscope.methods.sampling.predictor import predict as predict
     from layerscope.methods.sampling.uncertainty import Reliability as Reliability
@@ -70,6 +72,8 @@ __getattr__, __dir__, __all__ = lazy(
         "using_mode": "context",
         "seeded": "context",
         "sampling_layers": "context",
+        "observe": "observation",
+        "LayerReport": "observation",
         "predict": "predictor",
         "Prediction": "predictor",
         "predictive_entropy": "uncertainty",

@@ -27,8 +27,8 @@ from layerscope._lazy import lazy
 if TYPE_CHECKING:
     from layerscope.methods.focus.aoi import AoI as AoI
     from layerscope.methods.focus.conv import FocusedConv2d as FocusedConv2d
+    from layerscope.methods.focus.cuts import profile as profile
     from layerscope.methods.focus.model import FocusedModel as FocusedModel
-    from layerscope.methods.focus.profile import profile as profile
     from layerscope.methods.focus.records import Candidate as Candidate
     from layerscope.methods.focus.records import CutPoint as CutPoint
     from layerscope.methods.focus.records import FocusConfig as FocusConfig
@@ -50,6 +50,6 @@ __getattr__, __dir__, __all__ = lazy(
         "FocusedModel": "model",
         "ProfileReport": "records",
         "focus": "search",
-        "profile": "profile",
+        "profile": "cuts",
     },
 )

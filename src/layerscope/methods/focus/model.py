@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterable, Sequence
+from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -21,6 +23,7 @@ from layerscope.methods.focus.plan import make_plan, zero_fills
 from layerscope.methods.focus.records import FocusConfig, FocusReport
 from layerscope.methods.focus.relevance import Relevance, evidence_of, make_relevance
 from layerscope.methods.focus.runner import Runner
+from layerscope.plain import from_plain, to_plain
 
 #: A call goes dense above 1 + this times the dense time, and comes back below 1 - this: no flapping in between.
 HYSTERESIS = 0.05
@@ -153,6 +156,32 @@ class FocusedModel(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch's
         self._rebuild()
+
+    def save(self, path: str | Path) -> Path:
+        """Write weights, fills and configuration to ``path``; read it with :meth:`load`."""
+        config = None if self.config is None else to_plain(self.config)
+        torch.save({"config": config, "shape": self._example_shape, "state": self.state_dict()}, path)
+        return Path(path)
+
+    @classmethod
+    def load(cls, path: str | Path, model: nn.Module, *, backend: str = "auto") -> FocusedModel:
+        """The focused model that :meth:`save` wrote, on a network of the same architecture as ``model``.
+
+        Raises:
+            FocusError: a file of another kind, or weights that do not fit ``model``.
+        """
+        try:
+            saved = torch.load(path, weights_only=True)
+            config = None if saved["config"] is None else from_plain(FocusConfig, saved["config"])
+            example = torch.zeros(saved["shape"])
+        except (OSError, KeyError, TypeError, RuntimeError, UnpicklingError) as error:
+            raise FocusError(f"{path}: not a saved focused model ({type(error).__name__}: {error})") from None
+        focused = cls(model, config, example=example, calibration=[example], backend=backend)
+        try:
+            focused.load_state_dict(saved["state"])
+        except RuntimeError as error:
+            raise FocusError(f"{path}: its weights do not fit this network: {str(error)[:300]}") from None
+        return focused
 
     # running ---------------------------------------------------------------------------------------------------------
 

@@ -113,6 +113,19 @@ class Candidate:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """One image and where it was computed."""
+
+    name: str
+    image: str
+    """``data:image/png;base64,...``"""
+    veil: str
+    """A partly transparent one, dark where nothing was computed; stretched over the image."""
+    active_share: float
+    route: str
+
+
+@dataclass(frozen=True)
 class FocusReport(Shown):
     """What the search did and what it decided."""
 
@@ -134,5 +147,7 @@ class FocusReport(Shown):
     unsupported: tuple[str, ...] = ()
     """Operations that ended the region, with the reason."""
     notes: tuple[str, ...] = ()
+    pictures: tuple[Picture, ...] = ()
+    """Some images of the confirm half under the chosen configuration."""
     seed: int = 0
     seconds: float = 0.0

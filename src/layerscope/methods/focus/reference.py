@@ -4,7 +4,8 @@ Every value after the cut is computed on the whole grid by the original modules 
 
     x~[i] = x[i] where i is active, fill elsewhere;   o is active if any i of its s x s cell is.
 
-Nothing here is shared with the fast paths beyond the plan's statement of which values hold a fill, so the two check each other.
+Nothing here is shared with the fast paths beyond the plan's statement of which values hold a fill, so the two check
+each other.
 """
 
 from __future__ import annotations

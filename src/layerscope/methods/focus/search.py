@@ -24,13 +24,14 @@ from torch import Tensor, nn
 from layerscope.methods.focus.aoi import pool_cells, select
 from layerscope.methods.focus.backends import Backend, make_backend
 from layerscope.methods.focus.cost import CostTable, clock, measure
+from layerscope.methods.focus.cuts import time_engines, time_shares, usable
 from layerscope.methods.focus.engines import Engine, all_engines
 from layerscope.methods.focus.errors import FocusError
 from layerscope.methods.focus.fills import mean_fills
 from layerscope.methods.focus.graph import Cut, Traced, trace
 from layerscope.methods.focus.model import FocusedModel
+from layerscope.methods.focus.pictures import pictures
 from layerscope.methods.focus.plan import Plan, zero_fills
-from layerscope.methods.focus.profile import time_engines, time_shares, usable
 from layerscope.methods.focus.records import Candidate, EngineTime, FocusConfig, FocusReport
 from layerscope.methods.focus.relevance import NAMES, Relevance, evidence_of, make_relevance
 from layerscope.methods.focus.runner import Runner
@@ -305,10 +306,20 @@ class _Search:
                 for shape in self.options.shapes:
                     for threshold in thresholds:
                         mask = select(relevance[few], threshold, grid=grid, shape=shape, halo=self.options.halo)
-                        level = place.runners[self.options.fills[0]].level(mask)
                         config = FocusConfig(place.cut.name, name, threshold, grid, shape, "zero", self.options.halo)
-                        found.append(Candidate(config, place.table.predict(level), level.share, "predicted slower"))
+                        if (predicted := self._predict(place, mask)) is not None:
+                            share = float(mask.float().mean())
+                            found.append(Candidate(config, predicted, share, "predicted slower"))
         return found
+
+    def _predict(self, place: _Place, mask: Tensor) -> float | None:
+        """Milliseconds per image, counting that full and empty sets run densely; None if all of them do."""
+        focused = mask.flatten(1).any(1) & ~mask.flatten(1).all(1)
+        if not bool(focused.any()):
+            return None
+        level = place.runners[self.options.fills[0]].level(mask[focused])
+        share = float(focused.float().mean())
+        return share * place.table.predict(level) + (1 - share) * (place.table.fixed_ms + place.table.dense_ms)
 
     def _grids(self, place: _Place) -> tuple[int, ...]:
         if self.options.grid is not None:
@@ -435,9 +446,10 @@ class _Search:
             f"{chosen.speedup_best:.2f} times as fast as {self.best_dense.name} (at least {chosen.speedup_low:.2f}), "
             f"losing {chosen.confirm_drop:.2f} points on held-back samples (at most {chosen.confirm_bound:.2f})"
         )
-        return self._focused(
-            chosen.config, self._report("focused", reason, everything, chosen, places[chosen.config.cut])
-        )
+        report = self._report("focused", reason, everything, chosen, places[chosen.config.cut])
+        model = self._focused(chosen.config, report)
+        model.report = replace(report, pictures=pictures(model, self.confirm.x[:8]))
+        return model
 
     def _time(self, candidate: Candidate) -> Candidate:
         focused = self._focused(candidate.config, None)
@@ -489,8 +501,9 @@ class _Search:
         return FocusReport(
             self.source, decision, reason, self.metric_name, self.budget, (len(self.select), len(self.confirm)),
             (dense[0], dense[1]), times, self.backend.name, torch.get_num_threads(), chosen, candidates,
-            () if place is None else place.plan.unsupported, tuple(self.notes) + (() if place is None else
-            place.plan.notes), self.seed, time.perf_counter() - self.started,
+            () if place is None else place.plan.unsupported,
+            tuple(self.notes) + (() if place is None else place.plan.notes),
+            seed=self.seed, seconds=time.perf_counter() - self.started,
         )  # fmt: skip
 
 

@@ -33,6 +33,16 @@ def test_stages_start_where_the_shape_changes() -> None:
     assert axis.stages() == ((0, "32×32×32"), (9, "64×16×16"), (18, "128×8×8"))
 
 
+def test_stages_go_by_resolution_where_every_layer_has_its_own_channels() -> None:
+    made = profile(LAWS[1], layers=27)
+    grown = replace(
+        made, records=tuple(replace(r, shape=(32, 16 + i, *r.shape[2:])) for i, r in enumerate(made.records))
+    )
+    assert layer_axis([[grown]], "forward").stages() == ((0, "32×32"), (9, "16×16"), (18, "8×8"))
+    wild = replace(made, records=tuple(replace(r, shape=(32, i + 1, i + 2, 3)) for i, r in enumerate(made.records)))
+    assert layer_axis([[wild]], "forward").stages() == ()
+
+
 def test_a_layer_that_one_choice_lacks_is_a_gap() -> None:
     full, holed = profile(LAWS[1], layers=9), without(profile(LAWS[2], layers=9), "stage2.1.")
     axis = layer_axis([[full], [holed]], "forward")

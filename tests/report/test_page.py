@@ -108,6 +108,13 @@ def test_one_choice_one_layer_one_seed(tmp_path: Path) -> None:
     assert page.text.startswith("resnet56 · layerscope layerscope resnet56 batch should train well .")
 
 
+def test_one_network_as_it_is_is_called_by_its_name(tmp_path: Path) -> None:
+    law = replace(LAWS[1], norm="as is")
+    assert " resnet56 should train well ." in check(written(comparison([law], seeds=1, layers=5), tmp_path)).text
+    beside = check(written(comparison([law, LAWS[6]], seeds=1, layers=5), tmp_path)).text
+    assert " as is and evonorm-s0 should train well ." in beside
+
+
 def test_unknown_verdict_without_profiles(tmp_path: Path) -> None:
     lost = Choice("mystery", Verdict.unknown("it could not be built: 3 groups do not divide 32 channels"))
     alone = replace(comparison(LAWS[:1]), choices=(lost,))

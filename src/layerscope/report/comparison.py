@@ -52,7 +52,9 @@ def lead(choices: Sequence[Choice], source: str) -> Html:
     """The result in one sentence: for each label that occurs, best first, who has it."""
     parts = []
     for label in LABELS:
-        names = [el("code", c.norm if c.norm != "as is" else source) for c in choices if c.verdict.label == label]
+        norms = [c.norm for c in choices if c.verdict.label == label]
+        # Nothing is compared with it: "resnet20 should train well" says more than "as is should train well".
+        names = [el("code", source if len(choices) == 1 and n == "as is" else n) for n in norms]
         if names:
             listed = join([join(names[:-1], ", "), " and ", names[-1]]) if len(names) > 1 else names[0]
             parts.append(join([listed, " ", el("b", SAYS[label], class_=LABEL_LOOKS[label].tone)]))

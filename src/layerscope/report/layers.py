@@ -19,6 +19,9 @@ from layerscope.verdict.trunk import trunk
 
 Path = Literal["forward", "backward"]
 
+_MOST_STAGES = 6
+"""So many stages are always drawn; more of them only if they are four sites long on average."""
+
 
 @dataclass(frozen=True)
 class Site:
@@ -41,12 +44,20 @@ class LayerAxis:
     """What one step is called: ``block`` or ``layer``."""
 
     def stages(self) -> tuple[tuple[int, str], ...]:
-        """First index and label of every stretch of sites whose outputs have the same shape."""
-        starts: list[int] = []
-        for i, site in enumerate(self.sites):
-            if site.shape and (not starts or site.shape != self.sites[starts[-1]].shape):
-                starts.append(i)
-        return tuple((i, shape(self.sites[i].shape)) for i in starts)
+        """First index and label of every stretch of sites whose outputs have the same shape.
+
+        Where the shape changes at almost every site, as the channels of a DenseNet do, the resolution alone counts;
+        where that changes too often as well there are no stages.
+        """
+        for part in (slice(None), slice(1, None)):
+            starts: list[tuple[int, tuple[int, ...]]] = []
+            for i, site in enumerate(self.sites):
+                dims = site.shape[part]
+                if dims and (not starts or dims != starts[-1][1]):
+                    starts.append((i, dims))
+            if len(starts) <= max(_MOST_STAGES, len(self.sites) // 4):
+                return tuple((i, shape(dims)) for i, dims in starts)
+        return ()
 
     def index(self, name: str | None) -> int | None:
         """The site called ``name``, or the first one inside it, or the one that holds it."""

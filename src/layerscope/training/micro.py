@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from layerscope.probe.network import open_network
 from layerscope.probe.outputs import Select
 from layerscope.probe.state import unchanged
 from layerscope.spec import Spec
@@ -57,8 +58,9 @@ def micro_train(
 
     Raises:
         LayerscopeError: as in :func:`layerscope.training.fit`; the network is restored then, too.
+        ProbeError: a wrapped or scripted module, whose state cannot be put back.
     """
-    with unchanged(model):
+    with unchanged(open_network(model)):
         return fit(
             model,
             train,

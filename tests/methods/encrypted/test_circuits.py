@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from layerscope.methods.encrypted.circuits import activations, adders
 from layerscope.methods.encrypted.circuits.accumulators import ACCUMULATORS
-from layerscope.methods.encrypted.circuits.closed_form import csa_gates
+from layerscope.methods.encrypted.circuits.closed_form import csa_depth, csa_gates
 from layerscope.methods.encrypted.circuits.gates import FALSE, TRUE, Builder, Circuit
 from layerscope.methods.encrypted.circuits.neuron import Tap, interval, neuron
 from layerscope.methods.encrypted.circuits.simulate import evaluate, pack, unpack
@@ -214,6 +214,8 @@ def check_neuron(taps: list[Tap], bias: int, rng: random.Random) -> dict[str, in
         assert (out == truth).all(), kind
         assert len(circuit.outputs) == width_of(lo, hi)
         gates[kind] = circuit.gates
+        if kind == "csa":
+            assert csa_depth(taps, bias) == circuit.and_depth
     assert csa_gates(taps, bias) == gates["csa"]
     return gates
 

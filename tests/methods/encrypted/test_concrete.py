@@ -74,7 +74,7 @@ def test_ranges_are_ours_and_not_those_of_the_samples():
 
 @pytest.mark.slow
 def test_random_networks_are_bit_exact_under_encryption():
-    """Residual sum, padding, groups, concatenation, sign, per-channel shifts: self-test on extremal and random inputs."""
+    """Residual sum, padding, groups, concatenation, sign, per-channel shifts, on extremal and random inputs."""
     torch.manual_seed(0)
 
     class Small(nn.Module):

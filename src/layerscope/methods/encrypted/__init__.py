@@ -21,6 +21,10 @@ from typing import TYPE_CHECKING
 from layerscope._lazy import lazy
 
 if TYPE_CHECKING:
+    from layerscope.methods.encrypted.costs.advice import advise as advise
+    from layerscope.methods.encrypted.costs.cost import cost as cost
+    from layerscope.methods.encrypted.costs.records import CostReport as CostReport
+    from layerscope.methods.encrypted.costs.timings import probe_concrete as probe_concrete
     from layerscope.methods.encrypted.errors import EncryptedError as EncryptedError
     from layerscope.methods.encrypted.errors import EngineError as EngineError
     from layerscope.methods.encrypted.errors import EnvelopeError as EnvelopeError
@@ -37,6 +41,7 @@ if TYPE_CHECKING:
     from layerscope.methods.encrypted.protocol.compiled import compile as compile
     from layerscope.methods.encrypted.protocol.server import Server as Server
     from layerscope.methods.encrypted.protocol.service import Service as Service
+    from layerscope.methods.encrypted.protocol.service import post as post
     from layerscope.methods.encrypted.qat import QatNet as QatNet
     from layerscope.methods.encrypted.qat import finetune as finetune
     from layerscope.methods.encrypted.quantizer import log_quantize as log_quantize
@@ -49,11 +54,16 @@ __getattr__, __dir__, __all__ = lazy(
         "log_quantize": "quantizer",
         "finetune": "qat",
         "QatNet": "qat",
+        "cost": "costs.cost",
+        "advise": "costs.advice",
+        "CostReport": "costs.records",
+        "probe_concrete": "costs.timings",
         "compile": "protocol.compiled",
         "CompiledNet": "protocol.compiled",
         "Client": "protocol.client",
         "Server": "protocol.server",
         "Service": "protocol.service",
+        "post": "protocol.service",
         "EncryptedError": "errors",
         "EngineError": "errors",
         "EnvelopeError": "errors",

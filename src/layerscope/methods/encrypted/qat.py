@@ -120,32 +120,53 @@ def finetune(
     train: Any,
     calib: Tensor,
     *,
-    epochs: int = 3,
-    rounds: int = 2,
+    valid: tuple[Tensor, Tensor] | None = None,
+    epochs: int = 2,
+    rounds: int = 3,
     lr: float = 1e-3,
     batch_size: int = 100,
     seed: int = 0,
 ) -> QuantizedNet:
-    """Train an integer network with the quantiser in the loop, and return the better of before and after on ``calib``.
+    """Train an integer network with the quantiser in the loop; activation scales are chosen anew before every round.
 
     Args:
         net: what :func:`~layerscope.methods.encrypted.quantize` returned.
         train: training data as :func:`layerscope.training.fit` takes it.
         calib: float inputs for the scales.
+        valid: inputs and labels on which the best round is chosen, ``net`` itself included; the last round if None.
         epochs: passes over the data in every round.
-        rounds: how often the activation scales are chosen anew.
-        lr: peak learning rate of Adam.
+        rounds: trainings, each with its own one-cycle schedule and half the peak learning rate of the one before.
+        lr: peak learning rate of AdamW (no weight decay) in the first round.
         batch_size: samples a step.
         seed: of the order of the batches.
 
     Raises:
-        TrainingError: the training cannot start or diverges.
+        TrainingError: the training cannot start.
     """
     from layerscope import training
 
-    student = QatNet(net, calib)
+    def score(made: QuantizedNet) -> float:
+        if valid is None:
+            return 0.0
+        return float((made(valid[0]).argmax(1) == valid[1]).float().mean())
+
+    student, best, top = QatNet(net, calib), net, score(net)
     for turn in range(rounds):
         if turn:
             student.refresh()
-        training.fit(student, train, epochs=epochs, batch_size=batch_size, optimizer="adam", lr=lr, seed=seed + turn)
-    return student.quantized()
+        training.fit(
+            student,
+            train,
+            epochs=epochs,
+            batch_size=batch_size,
+            optimizer="adamw",
+            lr=lr / 2**turn,
+            schedule="onecycle",
+            seed=seed + turn,
+            progress=False,
+        )
+        made = student.quantized()
+        found = score(made)
+        if found >= top:
+            best, top = made, found
+    return best

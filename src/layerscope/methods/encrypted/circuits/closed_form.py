@@ -1,37 +1,31 @@
-"""Gate counts without building a circuit: exact, and tested against built circuits.
+"""Gates and depth of the ``csa`` accumulator without building it: exact, and tested against built circuits.
 
-For networks of millions of adders building is too slow; the compression of columns is simple enough to be counted from
-the columns' heights alone. The other accumulators depend on their pairing and are built.
+For networks of millions of adders building is too slow. The compression of columns is simple enough to be counted from
+the columns' heights alone; the other accumulators depend on their pairing and are built.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import heapq
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 
-from layerscope.methods.encrypted.circuits.neuron import Tap, interval
+from layerscope.methods.encrypted.circuits.neuron import Tap
 from layerscope.methods.encrypted.graph import width_of
 
 
-def csa_gates(taps: Sequence[Tap], bias: int = 0) -> int:
-    """Gates of the ``csa`` accumulator: 5 a full adder, 2 a half adder, a XOR per extra bit of the last column."""
-    lo, hi = interval(taps, bias)
-    width = width_of(lo, hi)
-    heights = [0] * (width + 1)
-    known = bias
-    for first, bits, negative in _pieces(taps):
-        if negative:
-            known -= ((1 << bits) - 1) << first
-        for column in range(first, min(first + bits, width)):
-            heights[column] += 1
-    return count_columns(heights, known, width)
+def csa_gates(taps: Sequence[Tap] | Mapping[Tap, int], bias: int = 0) -> int:
+    """Gates of the ``csa`` accumulator: 5 a full adder, 2 a half adder, a XOR per extra bit of the last column.
 
-
-def count_columns(heights: Sequence[int], known: int, width: int) -> int:
-    """Gates to add columns of ``heights`` signals and the constant ``known`` modulo 2^width."""
+    Args:
+        taps: the summands, or how often each kind of summand occurs.
+        bias: the constant.
+    """
+    heights, known = _columns(taps, bias)
     gates = carries = 0
-    for j in range(width):
-        signals = heights[j] + carries
-        if j == width - 1:
+    for j, height in enumerate(heights):
+        signals = height + carries
+        if j == len(heights) - 1:
             return gates + max(signals - 1, 0)
         full = max(signals - 1, 0) // 2
         left = signals - 2 * full
@@ -40,23 +34,59 @@ def count_columns(heights: Sequence[int], known: int, width: int) -> int:
     return gates
 
 
-def _pieces(taps: Sequence[Tap]) -> list[tuple[int, int, bool]]:
-    """(lowest column, bits, is negative) of every unsigned term; the sign bit of a signed code is one of its own."""
-    out: list[tuple[int, int, bool]] = []
-    for tap in taps:
-        if tap.weight == 0:
-            continue
-        shift = tap.exponent - tap.lost
-        bits, first = tap.width + min(shift, 0), max(shift, 0)
-        if bits <= 0 and tap.lo < 0:
-            bits = 1
-        if bits <= 0:
-            continue
-        negative = tap.weight < 0
-        if tap.lo >= 0:
-            out.append((first, bits, negative))
-            continue
-        if bits > 1:
-            out.append((first, bits - 1, negative))
-        out.append((first + bits - 1, 1, not negative))
-    return out
+def csa_depth(taps: Sequence[Tap] | Mapping[Tap, int], bias: int = 0) -> int:
+    """AND-depth of the ``csa`` accumulator: the schedule replayed on arrival times alone."""
+    heights, known = _columns(taps, bias)
+    arriving: list[int] = []
+    deepest = 0
+    for j, height in enumerate(heights):
+        heap, carries = [0] * height + arriving, []
+        heapq.heapify(heap)
+        while len(heap) > 2:
+            heapq.heappop(heap)
+            heapq.heappop(heap)
+            latest = heap[0]  # the sum arrives with its latest input, the carry one AND later
+            carries.append(latest + 1)
+        if heap:
+            deepest = max(deepest, *heap)
+        if len(heap) == 2:
+            carries.append(max(heap) + 1)
+        elif len(heap) == 1 and (known >> j) & 1:
+            carries.append(heap[0])
+        arriving = carries
+    return deepest
+
+
+def _columns(taps: Sequence[Tap] | Mapping[Tap, int], bias: int) -> tuple[list[int], int]:
+    """Signals in each column of the sum's word, and the constant that joins them."""
+    kinds = taps if isinstance(taps, Mapping) else Counter(taps)
+    lo = bias + sum(n * min(t.value(t.lo), t.value(t.hi)) for t, n in kinds.items())
+    hi = bias + sum(n * max(t.value(t.lo), t.value(t.hi)) for t, n in kinds.items())
+    width = width_of(lo, hi)
+    heights, known = [0] * width, bias
+    for tap, n in kinds.items():
+        for first, bits, negative in _pieces(tap):
+            if negative:
+                known -= n * (((1 << bits) - 1) << first)
+            for column in range(first, min(first + bits, width)):
+                heights[column] += n
+    return heights, known
+
+
+def _pieces(tap: Tap) -> Iterator[tuple[int, int, bool]]:
+    """(lowest column, bits, is negative) of a tap's unsigned terms; a signed code's sign bit is one of its own."""
+    if tap.weight == 0:
+        return
+    shift = tap.exponent - tap.lost
+    bits, first = tap.width + min(shift, 0), max(shift, 0)
+    if bits <= 0 and tap.lo < 0:
+        bits = 1
+    if bits <= 0:
+        return
+    negative = tap.weight < 0
+    if tap.lo >= 0:
+        yield first, bits, negative
+        return
+    if bits > 1:
+        yield first, bits - 1, negative
+    yield first + bits - 1, 1, not negative

@@ -19,6 +19,7 @@ from layerscope.methods.encrypted.protocol.envelope import (
     key_id,
     open_envelope,
     pack,
+    read,
     same_engine,
     same_net,
     seal,
@@ -54,7 +55,7 @@ class Client:
     @classmethod
     def load(cls, path: str | Path) -> Client:
         """A client from the file that :meth:`save` wrote; it has no keys yet."""
-        header, payload = open_envelope(Path(path).read_bytes(), "client")
+        header, payload = read(path, "client")
         return cls(ClientSpec.from_bytes(payload), header.net, header.engine, header.engine_version)
 
     def save(self, path: str | Path) -> Path:
@@ -91,14 +92,14 @@ class Client:
             raise KeyFileError(f"no key file at {path}; write one with keygen(path)")
         if os.name == "posix" and stat.S_IMODE(path.stat().st_mode) & 0o077:
             raise KeyFileError(f"{path} can be read by others; chmod 600 it, and draw new keys if they may have")
-        header, payload = open_envelope(path.read_bytes(), "secret")
+        header, payload = read(path, "secret")
         self._mine(header, "secret key", key=False)
         session = self._open()
         session.restore(bytes(payload))
         self._session, self._key, self._evaluation = session, header.key, None
         public = _public_path(path)
         if public.is_file():
-            header, payload = open_envelope(public.read_bytes(), "evalkeys")
+            header, payload = read(public, "evalkeys")
             self._mine(header, "evaluation key")
             self._evaluation = bytes(payload)
 

@@ -15,6 +15,7 @@ import hashlib
 import json
 import struct
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 from layerscope.methods.encrypted.errors import EnvelopeError, KeyMismatchError
@@ -86,6 +87,19 @@ def open_envelope(data: bytes, kind: Kind) -> tuple[Header, memoryview]:
     if _digest(replace(header, digest=""), payload) != header.digest:
         raise EnvelopeError(f"the checksum of this {kind} does not match: it was damaged on its way; send it again")
     return header, payload
+
+
+def read(path: str | Path, kind: Kind) -> tuple[Header, memoryview]:
+    """The envelope in a file.
+
+    Raises:
+        EnvelopeError: no such file, or not an undamaged envelope of this kind.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise EnvelopeError(f"cannot read the {kind} file {path}: {error.strerror or error}") from error
+    return open_envelope(data, kind)
 
 
 def _digest(header: Header, payload: bytes | memoryview) -> str:

@@ -12,6 +12,7 @@ from layerscope.methods.encrypted.protocol.envelope import (
     key_id,
     open_envelope,
     pack,
+    read,
     same_engine,
     same_net,
     seal,
@@ -39,7 +40,7 @@ class Server:
     @classmethod
     def load(cls, path: str | Path) -> Server:
         """A server from the file that :meth:`save` wrote. The file may hold machine code: load only your own."""
-        header, payload = open_envelope(Path(path).read_bytes(), "server")
+        header, payload = read(path, "server")
         parts = unpack(payload)
         if len(parts) != 2:
             raise EnvelopeError("this server file holds no compiled network; compile and save it again")

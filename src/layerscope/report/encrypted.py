@@ -1,0 +1,149 @@
+"""How the budget of encrypted inference shows itself."""
+
+from __future__ import annotations
+
+from layerscope.methods.encrypted.costs.records import CostReport, LayerCost
+from layerscope.report.charts.bars import bars
+from layerscope.report.charts.tables import table
+from layerscope.report.document import paragraph, section
+from layerscope.report.markup import Html, join
+from layerscope.report.views import register_view
+
+_SPANS = ((365.25 * 86400, "y"), (86400.0, "d"), (3600.0, "h"), (60.0, "min"))
+_COUNTS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def span(seconds: float | None) -> str:
+    """Seconds as a person says them: ``3.9 y``, ``41 min``, ``0.2 s``."""
+    if seconds is None:
+        return "-"
+    for size, unit in _SPANS:
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds:.2g} s" if seconds else "0"
+
+
+def count(number: float | None) -> str:
+    """A count with a letter for its thousands."""
+    if number is None:
+        return "-"
+    for size, unit in _COUNTS:
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:.0f}"
+
+
+def title(report: CostReport) -> str:
+    """Heading of the page."""
+    return f"Encrypted inference of {report.source}"
+
+
+def headline(report: CostReport) -> list[str]:
+    """What a reader must know before any table."""
+    first = report.accumulators[0] if "csa" not in report.accumulators else "csa"
+    gates = report.gates(first)
+    lines = [
+        f"One sample of {' x '.join(map(str, report.in_shape))}, {report.bits}-bit power-of-two weights, "
+        f"{report.act_bits}-bit activations, on one core:",
+        f"  gate by gate  {count(gates)} gates ({first}): {span(report.gate_seconds)}",
+        f"  by lookups    {count(report.bootstraps)} bootstraps: {span(report.lookup_seconds)}",
+    ]
+    if report.leveled is not None and report.leveled.gate is not None:
+        lines.append(
+            f"  leveled       not possible: in {report.leveled.layer} gate {report.leveled.gate} (AND-depth "
+            f"{report.leveled.and_depth}) is the first without a fresh selector"
+        )
+    if report.failure_per_bootstrap:
+        lines.append(f"  failure       at most {report.failure_per_bootstrap:.1e} a bootstrap keeps it below 2^-17")
+    if report.input_bytes:
+        lines.append(
+            f"  request       {report.input_bytes / 1e6:.1f} MB bit by bit; {count(report.peak_values)} values live"
+        )
+    if report.key_bytes:
+        lines.append(f"  keys          {report.key_bytes / 1e6:.0f} MB for lookups, from the timing's source")
+    return lines
+
+
+def text(report: CostReport) -> str:
+    """At most 80 columns of ASCII."""
+    lines = [title(report), "", *headline(report), ""]
+    lines.append(f"{'layer':<24}{'op':<9}{'units':>7}{'adds':>7}{'gates':>7}{'bits':>5}{'boots':>7}{'lookups':>12}")
+    for layer in report.layers:
+        name = layer.name if len(layer.name) < 24 else ".." + layer.name[-21:]
+        if layer.reason:
+            lines.append(f"{name:<24}{layer.kind[:8]:<9}{count(layer.units):>7}  not possible: {layer.kind}"[:80])
+            continue
+        gates, seconds = count(_gates(report, layer)), span(layer.lookup_seconds)
+        lines.append(
+            f"{name:<24}{layer.kind[:8]:<9}{count(layer.units):>7}{count(layer.adds):>7}"
+            f"{gates:>7}{layer.width:>5}{count(layer.bootstraps):>7}{seconds:>12}"
+        )
+    lines.append("")
+    lines += [f"  {name:<9}{count(report.gates(name)):>8} gates" for name in report.accumulators]
+    lines += ["", f"gate time    {report.gate_timing}", f"lookup time  {report.lookup_timing}"]
+    lines += [f"note: {note}" for note in report.notes]
+    lines += [f"note: {layer.name}: {layer.reason}" for layer in report.unpriced[:3]]
+    if report.advice:
+        lines += ["", "cheaper widths (bootstraps, share of these settings, widest lookup):"]
+        for row in report.advice[:6]:
+            measured = "" if row.accuracy is None else f", accuracy {row.accuracy:.3f}"
+            lines.append(
+                f"  {row.change:<36}{count(row.bootstraps):>8}  x{row.factor:.2f}  {row.widest_lookup} bits{measured}"
+            )
+    return "\n".join(wrapped for line in lines for wrapped in _wrap(line))
+
+
+def fragment(report: CostReport) -> Html:
+    """The same as a page: headline, bars of where the bootstraps go, one table of everything."""
+    header = ["layer", "op", "units", "weights", "adds", *[f"gates {a}" for a in report.accumulators], "AND-depth"]
+    header += ["width", "shift", "bootstraps", "lookup bits", "gate time", "lookup time", "eq. 1"]
+    rows: list[list[object]] = []
+    for layer in report.layers:
+        if layer.reason:
+            rows.append(
+                [layer.name, layer.kind, count(layer.units), f"not possible: {layer.reason}", *[""] * (len(header) - 4)]
+            )
+            continue
+        rows.append([
+            layer.name, layer.kind, count(layer.units), count(layer.weights), count(layer.adds),
+            *[count(layer.gates_of(a)) for a in report.accumulators], layer.and_depth, layer.width,
+            "-" if layer.shift is None else "-".join(str(s) for s in dict.fromkeys(layer.shift)),
+            count(layer.bootstraps), layer.lookup_bits or "-", span(layer.gate_seconds), span(layer.lookup_seconds),
+            count(layer.paper_eq1),
+        ])  # fmt: skip
+    dear = sorted(report.layers, key=lambda layer: -layer.bootstraps)[:12]
+    parts: list[object] = [
+        section("In short", *[paragraph(line.strip()) for line in headline(report)]),
+        section(
+            "Where the bootstraps go",
+            bars([(layer.name, float(layer.bootstraps)) for layer in dear if layer.bootstraps], write=count),
+            paragraph("Each activation removes its low bits one bootstrap at a time and then looks the rest up."),
+        ),
+        section("Layer by layer", table(rows, header, numeric_from=2)),
+    ]
+    if report.advice:
+        shown = [
+            [a.change, count(a.bootstraps), f"{a.factor:.2f}", a.widest_lookup or "-", a.accuracy or "-"]
+            for a in report.advice
+        ]
+        parts.append(
+            section("Cheaper widths", table(shown, ["settings", "bootstraps", "share", "widest lookup", "accuracy"]))
+        )
+    notes = [report.gate_timing, report.lookup_timing, *report.notes]
+    notes.append("eq. 1 is the paper's depth formula, for comparison only: it is not the depth of the circuit.")
+    parts.append(section("Notes", *[paragraph(note) for note in notes]))
+    return join(parts)
+
+
+def _gates(report: CostReport, layer: LayerCost) -> int:
+    return layer.gates_of("csa" if "csa" in report.accumulators else report.accumulators[0])
+
+
+def _wrap(line: str, width: int = 80) -> list[str]:
+    if len(line) <= width:
+        return [line]
+    at = line.rfind(" ", 0, width)
+    return [line[:at], *_wrap("    " + line[at + 1 :], width)] if at > 8 else [line]
+
+
+register_view(CostReport, text=text, fragment=fragment, title=title)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -71,6 +72,13 @@ def test_the_view_of_a_method_is_imported_when_it_is_needed(monkeypatch: pytest.
     monkeypatch.setattr(Mine, "__module__", "layerscope.methods.medic.types")
     assert report.to_text(Mine("x")) == "loaded layerscope.report.medic"
     assert asked == ["layerscope.report.medic"]
+
+
+def test_the_rooms_example_runs() -> None:
+    code = textwrap.dedent((report.__doc__ or "").split("::\n\n")[1].split("\n\n")[0])
+    names: dict[str, object] = {}
+    exec(code, names)
+    assert "Good: a steep fall." in check(str(names["document"])).text
 
 
 def test_every_public_name_resolves() -> None:

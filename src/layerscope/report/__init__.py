@@ -5,9 +5,10 @@ Every result of the package shows itself through this room (``print(result)``, `
 
     from layerscope import report
     lines = [report.Line("batch", [0.9, 0.5, 0.3]), report.Line("layer", [1.0, 0.8, 0.7])]
-    picture = report.line_chart(lines, x_title="epoch", y_title="loss")
-    report.register_view(MyResult, text=str, fragment=lambda r: picture, title=lambda r: r.name)
-    report.write_html(my_result, "out.html")
+    chart = report.line_chart(lines, x_title="epoch", y_title="loss")
+    document = report.page("Two runs", chart, report.paragraph("Good: a steep fall."))
+
+``report.register_view`` makes a type of result show itself: see :mod:`layerscope.report.views`.
 """
 
 from __future__ import annotations

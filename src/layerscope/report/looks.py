@@ -29,7 +29,7 @@ LABEL_LOOKS: dict[Label, Look] = {
     "healthy": Look("v-healthy", '<circle cx="8" cy="8" r="6.4" fill="currentColor"/>', "+", "bold blue"),
     "slow": Look("v-slow", f'{_RING}<path d="M8 2.4a5.6 5.6 0 0 0 0 11.2z" fill="currentColor"/>', "~", "yellow"),
     "very slow": Look(
-        "v-very-slow", f'{_RING}<path d="M8 8V2.4A5.6 5.6 0 0 0 2.4 8z" fill="currentColor"/>', "-", "yellow"
+        "v-very-slow", f'{_RING}<path d="M8 8V2.4A5.6 5.6 0 0 0 2.4 8z" fill="currentColor"/>', "-", "bold yellow"
     ),
     "unstable": Look("v-unstable", '<path d="M8 1.8 15 14H1z" fill="currentColor"/>', "!", "bold magenta"),
     "fails": Look(

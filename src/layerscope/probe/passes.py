@@ -72,6 +72,8 @@ class Passes:
         value = loss_of(out, y, self.loss)
         self._backward(value, x)
         sites = finalise(recorder.traces)
+        if head is None:
+            self.notes.append("no linear layer returned one row per sample: the classifier input was not measured")
         if not sites:
             self.notes.append("no layer returned a floating-point tensor with a sample axis")
         return Chunk(sites, float(value.detach()), head.path if head else None, _readout(head, sites))

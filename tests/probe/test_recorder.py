@@ -268,3 +268,51 @@ def test_residual_network_of_either_norm_has_blocks() -> None:
     for norm in (nn.BatchNorm2d, lambda c: nn.GroupNorm(2, c)):
         seen = profile(residual(norm), torch.randn(6, 3, 8, 8))
         assert [r.name for r in seen.of("block") if r.residual] == ["3", "5"]
+
+
+@pytest.mark.parametrize("level", ["light", "standard", "deep"])
+@pytest.mark.parametrize("mean", [100.0, 1000.0, 10000.0])
+def test_small_variance_around_a_large_mean(level: str, mean: float) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3),
+        nn.Dropout(0.2),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Conv2d(4, 4, 3),
+        nn.Flatten(),
+        nn.Linear(64, 3),
+    )
+    nn.init.constant_(model[0].bias, mean)
+    x = torch.randn(8, 3, 8, 8)
+    u = model[0](x).detach().double()
+    record = profile(model, x, level=level)["0"]  # type: ignore[arg-type]  # parametrized by plain strings
+    channels = u.movedim(1, 0).flatten(1)
+    assert record.variance == pytest.approx(float(channels.var(1).mean()), rel=2e-3)
+    assert record.std == pytest.approx(float(channels.std(1).mean()), rel=2e-3)
+    assert record.grad_scaled == pytest.approx(record.grad_norm * math.sqrt(record.ms))
+
+
+def test_values_whose_squares_overflow_are_finite() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
+    nn.init.normal_(model[0].weight, std=1e25)
+    seen = profile(model, torch.randn(8, 3, 8, 8), level="deep")
+    for name in ("0", "1"):
+        record = seen[name]
+        assert record.nonfinite_share == 0
+        assert record.ms is not None
+        assert 1e48 < record.ms < 1e54
+        assert record.cosine is not None
+        assert math.isfinite(record.cosine)
+
+
+def test_a_second_look_sees_the_same_random_masks() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Dropout(0.5), nn.Conv2d(3, 4, 1), nn.Flatten(), nn.Linear(256, 3))
+    nn.init.constant_(model[1].bias, 3e3)
+    x = torch.randn(8, 3, 8, 8)
+    torch.manual_seed(3)
+    u = model[:2].train()(x).detach().double().movedim(1, 0).flatten(1)
+    seen = profile(model, x, seed=3)["1"]
+    assert seen.variance == pytest.approx(float(u.var(1).mean()), rel=1e-6)

@@ -18,6 +18,9 @@ from layerscope.probe.summary import COLUMNS, summarise
 from layerscope.quantities import health, rank, similarity
 from layerscope.quantities.moments import Tables, batch_normalized
 
+#: A variance with a larger relative error than this is read again.
+MAX_ROUNDING = 1e-3
+
 
 @dataclass(frozen=True)
 class Site:
@@ -25,6 +28,19 @@ class Site:
 
     trace: Trace
     values: dict[str, float] = field(hash=False)
+
+    @property
+    def is_unclear(self) -> bool:
+        """Whether sums in the network's precision could not resolve the variance, or ran over."""
+        values = self.values
+        overflow = values["nonfinite_share"] == 0 and not math.isfinite(values.get("ms", 0.0))
+        return overflow or values.get("rounding", 0.0) > MAX_ROUNDING
+
+    def corrected(self, other: Site) -> Site:
+        """This site with the numbers of a second look at its forward values."""
+        values = {**self.values, **other.values, "rounding": 0.0}
+        _scale_gradient(values)
+        return Site(self.trace, values)
 
 
 def finalise(traces: Sequence[Trace]) -> list[Site]:
@@ -45,7 +61,7 @@ def finalise(traces: Sequence[Trace]) -> list[Site]:
         values = dict(numbers[id(trace.kept)])
         if trace.grad:
             values["grad_norm"] = next(grads)
-            values["grad_scaled"] = values["grad_norm"] * math.sqrt(values["ms"]) if values["ms"] >= 0 else math.nan
+            _scale_gradient(values)
         if (
             values["nonfinite_share"] == 0
         ):  # then a NaN says that there is nothing to measure, such as one living sample
@@ -124,6 +140,11 @@ def _grams(unique: dict[int, Reduced], numbers: dict[int, dict[str, float]]) -> 
         for name, column in columns:
             for key, value in zip(keys, column.tolist(), strict=True):
                 numbers[key][name] = value
+
+
+def _scale_gradient(values: dict[str, float]) -> None:
+    if "grad_norm" in values and "ms" in values:
+        values["grad_scaled"] = values["grad_norm"] * math.sqrt(values["ms"]) if values["ms"] >= 0 else math.nan
 
 
 def _host(scalars: list[Tensor]) -> Iterator[float]:

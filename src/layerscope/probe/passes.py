@@ -22,6 +22,7 @@ from layerscope.probe.readout import Head, Readout
 from layerscope.probe.recorder import Recorder
 from layerscope.probe.records import Level
 from layerscope.probe.reducers import reduce_gradient
+from layerscope.probe.state import Generators
 from layerscope.quantities import rank, similarity, spread
 
 
@@ -60,6 +61,7 @@ class Passes:
             # with frozen layers the gradient has to be carried to them by the input
             x = x.clone().requires_grad_() if self.frozen and x.is_floating_point() else x
             recorder.start(len(x))
+            generators = Generators(self.network)
             try:
                 returned = self.model(x)
             except ProbeError:
@@ -71,12 +73,29 @@ class Passes:
             head = readout.classifier(out)
         value = loss_of(out, y, self.loss)
         self._backward(value, x)
-        sites = finalise(recorder.traces)
+        sites = self._second_look(finalise(recorder.traces), x, generators)
         if head is None:
             self.notes.append("no linear layer returned one row per sample: the classifier input was not measured")
         if not sites:
             self.notes.append("no layer returned a floating-point tensor with a sample axis")
         return Chunk(sites, float(value.detach()), head.path if head else None, _readout(head, sites))
+
+    def _second_look(self, sites: list[Site], x: Tensor, generators: Generators) -> list[Site]:
+        """Read again in float64 what the sums could not resolve: a small variance around a large mean, or overflow."""
+        unclear = frozenset(site.trace.name for site in sites if site.is_unclear)
+        if not unclear:
+            return sites
+        generators.restore()
+        with ExitStack() as stack:
+            recorder = stack.enter_context(Recorder(self.points, self.level, self.network.device.type, unclear))
+            if self.functional:
+                stack.enter_context(FunctionalOps(self.network, self.points, recorder))
+            stack.enter_context(torch.no_grad())
+            recorder.start(len(x))
+            self.model(x)
+            recorder.stop()
+        clear = {s.trace.name: s for s in finalise([t for t in recorder.traces if t.name in unclear])}
+        return [site.corrected(clear[site.trace.name]) if site.trace.name in clear else site for site in sites]
 
     def _backward(self, value: Tensor, x: Tensor) -> None:
         inputs = [*self.trainable, *([x] if x.requires_grad else [])]

@@ -46,12 +46,16 @@ class Trace:
 class Recorder:
     """Context manager that watches ``points``; between :meth:`start` and :meth:`stop` every call is recorded.
 
-    The gradient is taken by a hook on the output tensor itself: unlike a module's backward hook it works beside
+    With ``only``, a second look: just these call sites, in float64.
+
+    The gradient is taken by a hook on the node that made the output: unlike a module's backward hook it works beside
     in-place operations and gets the gradient of the value that was recorded.
     """
 
-    def __init__(self, points: Sequence[Point], level: Level, device_type: str) -> None:
-        self.device_type = device_type
+    def __init__(
+        self, points: Sequence[Point], level: Level, device_type: str, only: frozenset[str] | None = None
+    ) -> None:
+        self.device_type, self.only = device_type, only
         self.plan = Planner(level, (p.role for p in points if not p.is_candidate))
         self.points = [p for p in points if self.plan(p.role, p.block is not None)]
         self.traces: list[Trace] = []
@@ -138,7 +142,12 @@ class Recorder:
             self.traces.append(Trace(name, kind, role, block, known.shape, module, known.kept, known.grad, residual))
             self._watch_gradient(known, out, todo)
             return
-        kept = self._read(module, rows, todo, self._derivable(module, source, todo))
+        if self.only is None:
+            kept = self._read(module, rows, todo, self._derivable(module, source, todo))
+        elif name in self.only:
+            kept = self._read(module, rows.double(), todo, None)
+        else:  # remembered, so that call sites keep their names
+            kept = Reduced("other", len(rows), 1)
         trace = Trace(name, kind, role, block, tuple(rows.shape), module, kept, [], residual)
         self._watch_gradient(trace, out, todo)
         self.traces.append(trace)

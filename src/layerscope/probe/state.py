@@ -25,7 +25,7 @@ _SCALARS = (bool, int, float, complex, str, bytes, type(None))
 @contextmanager
 def unchanged(network: Network) -> Iterator[None]:
     """Restore ``network`` and all random generators on leaving, also after an exception."""
-    generators = _Generators(network)
+    generators = Generators(network)
     modules = [_Saved(module) for _, module in network.modules]
     grads = [(p, p.grad, p.requires_grad) for p in network.parameters]
     try:
@@ -80,7 +80,9 @@ def _same(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b)
 
 
-class _Generators:
+class Generators:
+    """The states of all random generators a forward pass could draw from."""
+
     def __init__(self, network: Network) -> None:
         self.python = random.getstate()
         numpy = sys.modules.get("numpy")
@@ -89,6 +91,7 @@ class _Generators:
         self.cuda = torch.cuda.get_rng_state_all() if network.has_cuda else []
 
     def restore(self) -> None:
+        """Put every generator back."""
         random.setstate(self.python)
         if self.numpy is not None:
             self.numpy[0].set_state(self.numpy[1])

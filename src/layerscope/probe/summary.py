@@ -19,14 +19,16 @@ COLUMNS = (
     "dead_share",
     "dead_samples",
     "nonfinite_share",
-    "cancellation",
+    "rounding",  # relative error of the variance to be feared
 )
 
 
 def summarise(t: Tables) -> Tensor:
     """Float64 [..., len(COLUMNS)]: the functions of ``layerscope.quantities`` with their shared parts done once."""
     wide = torch.float64
-    squares = t.norms * t.norms  # does not overflow: the norm's own sum of squares did not
+    # One position: the entries are the values themselves, and exact squares lose nothing to cancellation. Otherwise
+    # squaring does not overflow, because the norm's own sum of squares did not.
+    squares = t.squares if t.positions == 1 else t.norms * t.norms
     count = t.sums.shape[-2] * t.positions
     mean, second = t.sums.sum(-2, dtype=wide) / count, squares.sum(-2, dtype=wide) / count
     variance = unbiased_variance(mean, second, count)
@@ -40,7 +42,7 @@ def summarise(t: Tables) -> Tensor:
             (second == 0).double().mean(-1),
             (squares.sum(-1) == 0).sum(-1).double(),
             _nonfinite(t, mean),
-            cancellation_of(mean, second, count),
+            cancellation_of(mean, second, count) * (0.0 if t.positions == 1 else torch.finfo(t.sums.dtype).eps),
         ),
         -1,
     )

@@ -30,6 +30,7 @@ NAMED = {
     ("comparison", "report"),
     ("study", "report"),
     ("_show", "report"),
+    ("training", "probe"),
 }
 
 

@@ -11,7 +11,7 @@ from layerscope import data as datasets
 from layerscope import norms, probe, sources, verdict
 from layerscope.errors import LayerscopeError, SpecError
 from layerscope.probe.records import Level, Profile
-from layerscope.verdict.types import Choice, Comparison, Verdict
+from layerscope.verdict.types import Choice, Comparison, MicroTrain, Verdict
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -37,6 +37,8 @@ def compare(
     level: Level = "standard",
     loss: Any = "cross_entropy",
     output: Any = None,
+    micro_steps: int = 0,
+    lr: float = 0.1,
     device: str = "cpu",
     progress: bool = False,
 ) -> Comparison:
@@ -57,6 +59,8 @@ def compare(
         level: ``light``, ``standard`` or ``deep`` (see ``layerscope.profile``).
         loss: see ``layerscope.profile``.
         output: which output of a network that returns several (see ``layerscope.profile``).
+        micro_steps: also train a copy for so many real steps (10 to 20 suffice) and let the verdict see them.
+        lr: the learning rate of those steps (SGD with momentum 0.9).
         device: where to probe, such as ``"cuda"``.
         progress: show a progress bar when on a terminal.
 
@@ -84,6 +88,7 @@ def compare(
     with _progress(len(wanted) * len(seed_list), f"probing {label}", progress) as step:
         for spec in wanted:
             profiles: list[Profile] = []
+            micro: list[MicroTrain] = []
             notes: tuple[str, ...] = ()
             try:
                 for seed in seed_list:
@@ -98,6 +103,13 @@ def compare(
                         batch_noise=level != "light",
                     )  # fmt: skip
                     profiles.append(profile)
+                    if micro_steps:
+                        micro.append(
+                            verdict.micro_train(
+                                built.module, data, lr=lr, steps=micro_steps,
+                                batch_size=batch_size, loss=loss, output=output, seed=seed,
+                            )
+                        )  # fmt: skip
             except LayerscopeError as error:
                 # One norm that this network cannot take (1x1 maps, indivisible channels) must not cost the others.
                 if len(wanted) == 1:
@@ -105,7 +117,7 @@ def compare(
                 choices.append(Choice(spec, Verdict.unknown(str(error)), tuple(profiles)))
                 continue
             notes += tuple(dict.fromkeys(w for p in profiles for w in p.warnings))
-            choices.append(Choice(spec, verdict.judge(profiles), tuple(profiles), notes))
+            choices.append(Choice(spec, verdict.judge(profiles, micro=micro), tuple(profiles), notes))
     if all(not choice.profiles for choice in choices):
         raise LayerscopeError(f"no choice could be probed; the first one said: {choices[0].verdict.reason}")
     return Comparison(

@@ -32,6 +32,10 @@ class ProbeOptions:
     """How much to measure."""
     output: str | None = None
     """Key or index of the output to use, for a network that returns several."""
+    micro_steps: int = 0
+    """Also train a copy for so many real steps (10 to 20 suffice) and let the verdict see them."""
+    lr: float = 0.1
+    """The learning rate of those steps."""
     device: str = "cpu"
     """Where to probe, such as cuda."""
 

@@ -16,18 +16,26 @@ from typing import TYPE_CHECKING
 from layerscope._lazy import lazy
 
 if TYPE_CHECKING:
+    from layerscope.verdict.micro import StableRate as StableRate
+    from layerscope.verdict.micro import micro_train as micro_train
+    from layerscope.verdict.micro import stable_rate as stable_rate
     from layerscope.verdict.rules import judge as judge
     from layerscope.verdict.thresholds import Thresholds as Thresholds
     from layerscope.verdict.types import Analytic as Analytic
     from layerscope.verdict.types import Axis as Axis
     from layerscope.verdict.types import Choice as Choice
     from layerscope.verdict.types import Comparison as Comparison
+    from layerscope.verdict.types import MicroTrain as MicroTrain
     from layerscope.verdict.types import Verdict as Verdict
 
 __getattr__, __dir__, __all__ = lazy(
     __name__,
     {
         "judge": "rules",
+        "micro_train": "micro",
+        "stable_rate": "micro",
+        "StableRate": "micro",
+        "MicroTrain": "types",
         "Thresholds": "thresholds",
         "Analytic": "types",
         "Axis": "types",

@@ -12,10 +12,16 @@ from layerscope.verdict.remedies import remedies
 from layerscope.verdict.sets import smallest_set
 from layerscope.verdict.thresholds import DEFAULT, Thresholds
 from layerscope.verdict.trunk import trunk
-from layerscope.verdict.types import Analytic, Axis, Label, Verdict
+from layerscope.verdict.types import Analytic, Axis, Label, MicroTrain, Verdict
 
 
-def judge(profiles: Profile | Sequence[Profile], *, thresholds: Thresholds = DEFAULT, analytic: bool = True) -> Verdict:
+def judge(
+    profiles: Profile | Sequence[Profile],
+    *,
+    micro: Sequence[MicroTrain] = (),
+    thresholds: Thresholds = DEFAULT,
+    analytic: bool = True,
+) -> Verdict:
     """Say what training this network will be like, from its profiles at initialization.
 
     The rules, first match wins:
@@ -23,11 +29,13 @@ def judge(profiles: Profile | Sequence[Profile], *, thresholds: Thresholds = DEF
     1. not finite, or the second moment grows exponentially or vanishes -> ``fails``
     2. batch noise above its limit, or statistics over three elements or fewer -> ``unstable``
     3. the scale-free gradient explodes toward the input -> ``unstable``; vanishes -> ``very slow``
+       (a few real steps that diverged also make it ``unstable``; whose loss did not fall, ``very slow``)
     4. samples cannot be told apart at the classifier -> ``very slow`` or ``slow``
     5. otherwise ``healthy``
 
     Args:
         profiles: one network's profile, or the same choice at several seeds.
+        micro: a few real training steps per seed, see :func:`layerscope.verdict.micro_train`.
         thresholds: the cut-offs.
         analytic: also ask the mean-field theory and report where it disagrees.
 
@@ -66,12 +74,17 @@ def judge(profiles: Profile | Sequence[Profile], *, thresholds: Thresholds = DEF
         reason = f"statistics over {smallest[0]} elements at {where}: their gradient diverges"
     elif n.level == "bad":
         label, reason, where = "unstable", n.text, n.where
+    elif any(m.diverged for m in micro):
+        label, reason, where = "unstable", _diverged(micro), None
     elif b.level == "bad" and b.value is not None and not b.value < 1:
         label, reason, where = "unstable", f"{b.text}: a normal learning rate is too high", b.where
     elif b.level == "bad":
         label, reason, where = "very slow", b.text, b.where
     elif i.level == "bad":
         label, reason, where = "very slow", i.text, i.where
+    elif micro and max(m.drop for m in micro) <= 0:
+        label, where = "very slow", None
+        reason = f"the loss did not fall in {micro[0].steps} steps at learning rate {micro[0].lr:g}"
     elif i.level == "caution" and not measure.inactive_branches(path):
         label, reason, where = "slow", i.text, i.where
     elif all(a.level == "unknown" for a in (f, i, b)):
@@ -83,7 +96,15 @@ def judge(profiles: Profile | Sequence[Profile], *, thresholds: Thresholds = DEF
         reason += f", from {where} on"
     second = _also(label, found)
     advice = remedies(found, residual=path.kind == "residual", tokens=path.tokens, norm=several[0].norm, tiny_sets=tiny)
-    return Verdict(label, found, _sentence(reason) + second, advice, where, route)
+    if label == "unstable" and any(m.diverged for m in micro):
+        advice = (f"lower the learning rate below {micro[0].lr:g}, or warm it up", *advice)[:5]
+    return Verdict(label, found, _sentence(reason) + second, advice, where, route, tuple(micro))
+
+
+def _diverged(micro: Sequence[MicroTrain]) -> str:
+    lost = [m for m in micro if m.diverged]
+    of = f" at {len(lost)} of {len(micro)} seeds" if len(micro) > 1 else ""
+    return f"diverged{of} within {(lost[0].diverged_at or 0) + 1} real steps at learning rate {lost[0].lr:g}"
 
 
 def _healthy(axes: tuple[Axis, ...]) -> str:

@@ -49,6 +49,25 @@ class Analytic:
 
 
 @dataclass(frozen=True)
+class MicroTrain:
+    """A few real training steps on a copy of the network."""
+
+    lr: float
+    steps: int
+    batch_size: int
+    losses: tuple[float, ...]
+    """Training loss before every step that was done."""
+    diverged: bool
+    diverged_at: int | None
+
+    @property
+    def drop(self) -> float:
+        """Share of the first loss that is gone over the last three steps; negative where the loss rose."""
+        tail = self.losses[-3:]
+        return 1 - sum(tail) / len(tail) / self.losses[0] if self.losses[0] else 0.0
+
+
+@dataclass(frozen=True)
 class Verdict(Shown):
     """What will happen when this network is trained, why, and what to do about it."""
 
@@ -59,6 +78,8 @@ class Verdict(Shown):
     remedies: tuple[str, ...] = ()
     where: str | None = None
     analytic: Analytic | None = None
+    micro: tuple[MicroTrain, ...] = ()
+    """A few real steps per seed, where they were asked for."""
     track_record: str = ""
     """How often verdicts of this kind were right on trainings held out from their making; empty if not measured."""
 

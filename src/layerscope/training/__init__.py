@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from layerscope.training.sinks import TensorBoardSink as TensorBoardSink
     from layerscope.training.sinks import TrackioSink as TrackioSink
     from layerscope.training.sinks import WandbSink as WandbSink
+    from layerscope.training.stability import LrLimit as LrLimit
+    from layerscope.training.stability import LrTrial as LrTrial
+    from layerscope.training.stability import largest_stable_lr as largest_stable_lr
     from layerscope.training.watching import Frame as Frame
     from layerscope.training.watching import Watch as Watch
     from layerscope.training.watching import watch as watch
@@ -49,6 +52,9 @@ __getattr__, __dir__, __all__ = lazy(
         "evaluate": "evaluation",
         "predict": "evaluation",
         "micro_train": "micro",
+        "largest_stable_lr": "stability",
+        "LrLimit": "stability",
+        "LrTrial": "stability",
         "watch": "watching",
         "Watch": "watching",
         "Frame": "watching",

@@ -160,12 +160,16 @@ def fit(
     return session.run()
 
 
+def is_in_memory(train: Train) -> bool:
+    """Whether ``train`` is a data set as a whole (a name, a Dataset, tensors) and not an iterable of batches."""
+    if isinstance(train, str | Spec | Dataset):
+        return True
+    return isinstance(train, tuple | list) and len(train) == 2 and isinstance(train[0], Tensor)
+
+
 def _batches(train: Train, settings: Settings, device: torch.device) -> tuple[Batches, str]:
     """The batches, and the data in words."""
-    in_memory = isinstance(train, str | Spec | Dataset) or (
-        isinstance(train, tuple | list) and len(train) == 2 and isinstance(train[0], Tensor)
-    )
-    if not in_memory:
+    if not is_in_memory(train):
         if settings.batch_size is not None:
             raise TrainingError(
                 "batch_size= is for data in memory; an iterable's batches are as large as it makes them"

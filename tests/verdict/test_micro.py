@@ -33,14 +33,14 @@ BATCH = (torch.zeros(32, 1), torch.zeros(32, dtype=torch.int64))
 
 def test_the_stability_limit_of_a_parabola() -> None:
     found = stable_rate(Parabola(), BATCH, loss=curved, factor=1.01, low=1e-3, high=10.0, batch_size=32,
-                        optimizer="sgd:momentum=0.0")  # fmt: skip
+                        momentum=0.0)  # fmt: skip
     assert found.lr is not None
     assert 0.5 / 1.05 <= found.lr <= 0.51  # 2 / c = 0.5; just above it 20 steps do not yet grow beyond the limit
     assert not found.at_limit
 
 
 def test_limits_that_lie_outside_the_bracket() -> None:
-    momentum_free = {"loss": curved, "batch_size": 32, "optimizer": "sgd:momentum=0.0"}
+    momentum_free = {"loss": curved, "batch_size": 32, "momentum": 0.0}
     assert stable_rate(Parabola(), BATCH, low=1e-3, high=0.1, **momentum_free).at_limit
     assert stable_rate(Parabola(), BATCH, low=5.0, high=10.0, **momentum_free).lr is None
 

@@ -31,6 +31,7 @@ def micro_train(
     steps: int = 20,
     batch_size: int = 32,
     optimizer: str = "sgd",
+    momentum: float = 0.9,
     loss: Any = "cross_entropy",
     output: Any = None,
     seed: int = 0,
@@ -44,8 +45,9 @@ def micro_train(
         steps: optimizer steps; 10 to 20 suffice to see divergence and the first fall of the loss.
         batch_size: the batch size you intend to use.
         optimizer: as for :func:`layerscope.training.fit`.
-        loss: likewise.
-        output: likewise.
+        momentum: of ``sgd``.
+        loss: as for :func:`layerscope.training.fit`.
+        output: as for :func:`layerscope.training.fit`.
         seed: of the data order.
 
     Raises:
@@ -54,8 +56,8 @@ def micro_train(
     if not lr > 0 or steps < 2:
         raise TrainingError(f"micro-training needs a positive learning rate and at least 2 steps; got {lr} and {steps}")
     history = training.fit(
-        copy.deepcopy(model), data, steps=steps, batch_size=batch_size, optimizer=optimizer, lr=lr, loss=loss,
-        output=output, seed=seed, progress=False,
+        copy.deepcopy(model), data, steps=steps, batch_size=batch_size, optimizer=optimizer,
+        momentum=momentum, lr=lr, loss=loss, output=output, seed=seed, progress=False,
     )  # fmt: skip
     losses = tuple(history.losses)
     first, tail = losses[0], sum(losses[-3:]) / len(losses[-3:])

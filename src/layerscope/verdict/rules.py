@@ -83,8 +83,7 @@ def judge(
     elif i.level == "bad":
         label, reason, where = "very slow", i.text, i.where
     elif micro and max(m.drop for m in micro) <= 0:
-        label, where = "very slow", None
-        reason = f"the loss did not fall in {micro[0].steps} steps at learning rate {micro[0].lr:g}"
+        label, reason, where = "very slow", "the first steps do not learn", None
     elif i.level == "caution" and not measure.inactive_branches(path):
         label, reason, where = "slow", i.text, i.where
     elif all(a.level == "unknown" for a in (f, i, b)):
@@ -92,6 +91,9 @@ def judge(
     else:
         label, where = "healthy", None
         reason = _healthy(found)
+    if micro and not any(m.diverged for m in micro):
+        gone = sorted(m.drop for m in micro)[len(micro) // 2]
+        reason += f"; the loss fell by {gone:.0%} in {micro[0].steps} real steps at learning rate {micro[0].lr:g}"
     if where and where not in reason and where != several[0].classifier:
         reason += f", from {where} on"
     second = _also(label, found)

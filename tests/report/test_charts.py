@@ -70,6 +70,12 @@ def test_shade(strength: float | None, name: str | None) -> None:
     assert shade(strength) == name
 
 
+def test_cells_that_are_not_a_number_say_so() -> None:
+    row = draw_row(["h1", "hx", "hx", "h2"], 0, 0)
+    assert row.count(">NaN<") == 1
+    assert 'class="ls-nan" x="50%"' in row
+
+
 def test_equal_neighbours_share_one_cell() -> None:
     row = draw_row(["h1", "h1", None, "h1", "h2"], 0, 0)
     assert 'class="h1" d="M0 0h2v1H0zM3 0h1v1H3z"' in row

@@ -67,7 +67,7 @@ def test_the_same_result_is_the_same_bytes(tmp_path: Path) -> None:
 def test_user_text_is_escaped_everywhere(tmp_path: Path) -> None:
     result = comparison(LAWS[:2], seeds=1, layers=6)
     bad_axis = Axis("F", "bad", 2.0, 0.1, EVIL, EVIL)
-    verdict_ = Verdict("fails", (bad_axis,), EVIL, (EVIL,), EVIL, None, EVIL)
+    verdict_ = Verdict("fails", (bad_axis,), EVIL, (EVIL,), where=EVIL, track_record=EVIL)
     pairs = ((EVIL, EVIL),)
     choices = tuple(
         Choice(EVIL + str(i), verdict_, tuple(defaced(p, pairs) for p in c.profiles), (EVIL,))

@@ -78,7 +78,7 @@ def test_a_deep_profile_is_thinned_but_keeps_both_ends() -> None:
 @given(st.text(max_size=200), st.sampled_from([None, 1.0, 1e300, math.nan, math.inf, -math.inf]))
 def test_any_words_and_numbers_fit(words: str, value: float | None) -> None:
     axes = tuple(Axis(n, "bad", value, value, words, words) for n in ("F", "I", "B", "N"))
-    made = Verdict("slow", axes, words, (words, words), words, None, words)
+    made = Verdict("slow", axes, words, (words, words), where=words, track_record=words)
     base = comparison(LAWS[:1], seeds=1, layers=3)
     result = replace(base, source=words, data=words, choices=(Choice(words, made, (), (words,)),))
     for shown in (result, made, replace(base.choices[0].profiles[0], source=words, warnings=(words,))):

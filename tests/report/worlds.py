@@ -98,7 +98,7 @@ def verdict(law: Law, first: str = "stage1.4.act") -> Verdict:
         "differs by 0.2: small maps" * (law.norm == "instance"),
     )
     record = "Of 24 held-out trainings with this verdict, 21 went as told." if law.label == "fails" else ""
-    return Verdict(law.label, axes, law.reason, law.remedies, first, theory, record)
+    return Verdict(law.label, axes, law.reason, law.remedies, where=first, analytic=theory, track_record=record)
 
 
 def comparison(laws: Sequence[Law] = LAWS, seeds: int = 3, layers: int = 57, residual: bool = False) -> Comparison:

@@ -8,6 +8,7 @@ from layerscope.report import explain, numbers
 from layerscope.report.frontier import frontier
 from layerscope.report.looks import LABEL_LOOKS
 from layerscope.report.markup import Html, el, join
+from layerscope.report.micro import micro_figure, trained
 from layerscope.report.pictures import Pictures, Subject
 from layerscope.report.verdicts import verdict_rows
 from layerscope.verdict.types import LABELS, Choice, Comparison, Label
@@ -40,6 +41,7 @@ def fragment(result: Comparison) -> Html:
             el("p", facts(result), class_="ls-facts"),
             verdict_rows(choices, pictures),
             *(figures or [el("p", "No layer was measured, so there is nothing to draw.", class_="ls-facts")]),
+            micro_figure(choices),
             frontier(choices),
             explain.how_to_read(),
             explain.what_it_cannot_tell(),
@@ -64,11 +66,13 @@ def lead(choices: Sequence[Choice], source: str) -> Html:
 def facts(result: Comparison) -> str:
     """What was probed, in one line."""
     seeds = ", ".join(map(str, result.seeds))
+    micro = next((c.verdict.micro for c in result.choices if c.verdict.micro), ())
+    done = f"and {trained(micro)}, on copies" if micro else "nothing was trained"
     parts = [
         f"data {result.data}" if result.data else "",
         f"batch size {result.batch_size}",
         f"input {numbers.shape(result.in_shape)}" if result.in_shape else "",
         f"seed{'s' if len(result.seeds) > 1 else ''} {seeds}" if seeds else "",
-        f"nothing was trained: one forward and one backward pass each, {numbers.seconds(result.seconds)} in all",
+        f"one forward and one backward pass each, {done}, {numbers.seconds(result.seconds)} in all",
     ]
     return " · ".join(p for p in parts if p)

@@ -8,6 +8,7 @@ from layerscope.probe.records import LayerRecord, Profile
 from layerscope.report import numbers
 from layerscope.report.looks import LABEL_LOOKS, LEVEL_LOOKS
 from layerscope.report.measures import AXIS_TITLES, axis_number
+from layerscope.report.micro import micro_sentence, trained
 from layerscope.report.styled import Lines, Piece
 from layerscope.report.verdicts import analytic_text, sentence
 from layerscope.verdict.trunk import trunk
@@ -48,7 +49,9 @@ def comparison_text(result: Comparison) -> Lines:
         "over last. noise: of the batch. Marks: + good, ~ caution, x bad, ? not known.",
         style="dim",
     )
-    out.paragraph(f"Nothing was trained; {numbers.seconds(result.seconds)}.", style="dim")
+    micro = next((c.verdict.micro for c in choices if c.verdict.micro), ())
+    done = f"Trained on copies: {trained(micro)}" if micro else "Nothing was trained"
+    out.paragraph(f"{done}; {numbers.seconds(result.seconds)}.", style="dim")
     return out
 
 
@@ -127,6 +130,8 @@ def _axis_piece(name: AxisName, axis: Axis | None) -> Piece:
 def _why(out: Lines, verdict: Verdict, notes: Sequence[str] = (), most: int = 9) -> None:
     if verdict.reason:
         out.paragraph(sentence(verdict.reason), first="  ")
+    if verdict.micro:
+        out.paragraph(sentence(micro_sentence(verdict.micro)), first="  ")
     for remedy in verdict.remedies[:most]:
         out.paragraph(remedy, first="  -> ", rest="     ")
     for note in notes:

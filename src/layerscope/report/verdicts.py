@@ -8,6 +8,7 @@ from layerscope.report import numbers
 from layerscope.report.looks import LABEL_LOOKS, LEVEL_LOOKS, glyph, tag
 from layerscope.report.markup import Html, el, join
 from layerscope.report.measures import AXIS_TITLES, axis_number
+from layerscope.report.micro import micro_sentence
 from layerscope.report.pictures import Pictures
 from layerscope.verdict.types import Analytic, Axis, AxisName, Choice, Verdict
 
@@ -51,6 +52,8 @@ def why(verdict: Verdict, notes: Sequence[str] = ()) -> Html:
     parts: list[object] = [el("p", sentence(verdict.reason))] if verdict.reason else []
     if verdict.remedies:
         parts.append(_tries(verdict.remedies[:_SHOWN]))
+    if verdict.micro:
+        parts.append(el("p", sentence(micro_sentence(verdict.micro)), class_="ls-record"))
     if verdict.track_record:
         parts.append(el("p", verdict.track_record, class_="ls-record"))
     if folded:

@@ -40,11 +40,15 @@ def draw_row(
     """One row of cells with its name in the right gutter (left if ``mirrored``) and a dot in the cell ``mark``."""
     count = len(cells)
     paths: dict[str, list[str]] = {}
+    broken: list[Html] = []
     start = 0
     for shade_class, group in groupby(cells):
         width = len(list(group))
         if shade_class is not None:
             paths.setdefault(shade_class, []).append(f"M{start} 0h{width}v1H{start}z")
+        if shade_class == BROKEN:
+            middle = percent((start + width / 2) / count)
+            broken.append(el("text", "NaN", class_="ls-nan", x=middle, y=y + ROW / 2, dy=".35em"))
         start += width
     drawn = [el("path", class_=c, d="".join(d)) for c, d in paths.items()]
     parts: list[object] = [
@@ -52,6 +56,7 @@ def draw_row(
         el("svg", *drawn, y=y, width="100%", height=ROW, viewBox=f"0 0 {count} 1", preserveAspectRatio="none",
            shape_rendering="crispEdges"),
     ]  # fmt: skip
+    parts += broken
     if mark is not None:
         parts.append(el("circle", class_="ls-first", cx=percent((mark + 0.5) / count), cy=y + ROW / 2, r=3.2))
     if name:

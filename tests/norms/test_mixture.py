@@ -274,6 +274,17 @@ def test_checkpointing_changes_neither_gradients_nor_statistics(reentrant: bool)
         assert torch.equal(a, b)
 
 
+def test_a_half_precision_model_still_computes_in_float32() -> None:
+    layer, twin = MixtureNorm(6, 3), MixtureNorm(6, 3)
+    x = data(dtype=torch.float32).half()
+    y = layer.half()(x)
+    y.float().square().sum().backward()
+    torch.testing.assert_close(y.float(), twin(x.float()).detach(), rtol=2e-3, atol=2e-3)
+    assert layer.weight is not None
+    assert layer.weight.grad is not None
+    assert layer.weight.grad.dtype == torch.float16
+
+
 def test_autocast_computes_in_float32() -> None:
     layer, twin = MixtureNorm(6, 3), MixtureNorm(6, 3)
     x = data(dtype=torch.float32).bfloat16() + 20

@@ -144,7 +144,7 @@ class MixtureNorm(ChannelNorm):
 
     def _train(self, z: Tensor) -> Tensor:
         self._require_batch(z)
-        mixture = _to(floored(self._mixture_of_this_pass(), self.eps), z)
+        mixture = floored(to_dtype(self._mixture_of_this_pass(), z), self.eps)
         if torch.compiler.is_compiling() or self.grad_posterior:
             x = rows(z)
             tau = posteriors(x if self.grad_posterior else x.detach(), mixture, self.temperature)
@@ -166,7 +166,7 @@ class MixtureNorm(ChannelNorm):
         return y
 
     def _evaluate(self, z: Tensor) -> Tensor:
-        mixture, run = _to(floored(self.mixture, self.eps), z), _to(self.running, z)
+        mixture, run = floored(to_dtype(self.mixture, z), self.eps), to_dtype(self.running, z)
         alpha = amplitude(run.weight, self.scale)
         trains_affine = self.weight is not None and self.weight.requires_grad
         if (torch.is_grad_enabled() and (z.requires_grad or trains_affine)) or torch.compiler.is_compiling():
@@ -341,7 +341,8 @@ def _temperature(value: str | float, channels: int) -> float:
     return number
 
 
-def _to(mixture: Mixture, like: Tensor) -> Mixture:
+def to_dtype(mixture: Mixture, like: Tensor) -> Mixture:
+    """The mixture in the dtype of ``like``."""
     return Mixture(*(t.to(like.dtype) for t in mixture))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from layerscope.norms.mixture import MixtureNorm
+from layerscope.norms.mixture import MixtureNorm, to_dtype
 from layerscope.norms.mixture_kernel import rows, unrows
 from layerscope.norms.mixture_math import SHARE_FLOOR, Mixture, Moments, floored
 
@@ -45,7 +45,7 @@ class ChannelMixtureNorm(MixtureNorm):
     def _train(self, z: Tensor) -> Tensor:
         self._require_batch(z)
         x = rows(z)
-        mixture = floored(self._mixture_of_this_pass(), self.eps)
+        mixture = floored(to_dtype(self._mixture_of_this_pass(), z), self.eps)
         with torch.no_grad():
             tau = channel_posteriors(x, mixture, self.temperature)
             sharp = tau if self.temperature == 1 else channel_posteriors(x, mixture)
@@ -58,8 +58,8 @@ class ChannelMixtureNorm(MixtureNorm):
     def _evaluate(self, z: Tensor) -> Tensor:
         x = rows(z)
         with torch.no_grad():
-            tau = channel_posteriors(x, floored(self.mixture, self.eps), self.temperature)
-        return self._finish(z, x, tau, self.running)
+            tau = channel_posteriors(x, floored(to_dtype(self.mixture, z), self.eps), self.temperature)
+        return self._finish(z, x, tau, to_dtype(self.running, z))
 
     def _finish(self, z: Tensor, x: Tensor, tau: Tensor, m: Mixture) -> Tensor:
         share = m.weight.clamp_min(SHARE_FLOOR if self.k > 1 else 0)

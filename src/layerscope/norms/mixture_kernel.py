@@ -255,6 +255,8 @@ class MixtureTransform(torch.autograd.Function):
                 packed = torch.stack([q, centred])
                 ctx.reduce(packed)
                 q, centred = packed[0], packed[1]
+            if not ctx.needs_input_grad[0]:
+                return None, grad_weight, grad_bias, None, None, None, None, None
             n = mass.clamp_min(torch.finfo(x.dtype).tiny).unsqueeze(1)
             dmean, dvar = -a * weight * q, -0.5 * alpha * r**3 * weight * centred
             constant, slope = (dmean - 2 * mean * dvar) / n, 2 * dvar / n

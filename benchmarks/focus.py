@@ -4,10 +4,10 @@
     python benchmarks/focus.py --nets resnet50 --repeats 20
     python benchmarks/focus.py --layers-only
 
-Every output is compared with an independent masked dense reference before it is timed. Contestants run in turn on the same
-input; the minimum CPU time over the repeats counts, and every figure is a ratio. ``full`` is the same code with nothing
-skipped: what it gains over an engine is better dense code, and only the entries divided by it are the gain of focusing.
-Choosing the positions is part of the time; the masks are blobs, smooth random fields cut at a quantile.
+Every output is compared with an independent masked dense reference before it is timed. Contestants run in turn on the
+same input; the minimum CPU time over the repeats counts, and every figure is a ratio. ``full`` is the same code with
+nothing skipped: what it gains over an engine is better dense code, and only the entries divided by it are the gain of
+focusing. Choosing the positions is part of the time; the masks are blobs, smooth random fields cut at a quantile.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ def bench_layers(repeats: int, backend: str) -> list[dict[str, Any]]:
             operation(data, level, None, out)
             want = gather(F.conv2d(x * level.mask[:, None], weight, bias, padding=1), level)
             assert float((out - want).abs().max()) < 2e-3
-            contestants[f"{inactive:.2f}"] = lambda d=data, lv=level, o=out: operation(d, lv, None, o)
+            contestants[f"{inactive:.2f}"] = lambda d=data, lv=level, o=out, run=operation: run(d, lv, None, o)
             contestants[f"{inactive:.2f}"].__dict__["share"] = level.share
         with torch.no_grad():
             ms = fastest(contestants, repeats)
@@ -202,7 +202,8 @@ def show_layers(rows: list[dict[str, Any]]) -> str:
     """One line per layer and inactive share."""
     lines = ["| layer | inactive | speed-up over the best dense | share of ideal |", "|---|---|---|---|"]
     lines += [
-        f"| 3x3, {r['channels']} channels at {r['grid']} | {100 * r['inactive']:.0f} % | {r['speedup']:.2f} | {r['of_ideal']:.2f} |"
+        f"| 3x3, {r['channels']} channels at {r['grid']} | {100 * r['inactive']:.0f} % | {r['speedup']:.2f} | "
+        f"{r['of_ideal']:.2f} |"
         for r in rows
     ]
     return "\n".join(lines)

@@ -216,7 +216,7 @@ def test_cost_tables_send_expensive_sets_the_dense_way():
     f, x = focused("resnet"), batch(1)
     mask = make_mask("blob", 1, *_grid("resnet"))
     table = f.calibrate_cost(x, repeats=1)
-    assert [level.grid for level in table.levels][0] == _grid("resnet")
+    assert table.levels[0].grid == _grid("resnet")
     from dataclasses import replace
 
     f.costs = replace(table, dense_ms=0.0)
@@ -243,7 +243,8 @@ def test_an_operation_that_needs_the_map_ends_the_region_and_is_named():
 
 def test_reflect_padding_and_batch_statistics_run_dense():
     net = nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect"),
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(),
+        nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect"),
         nn.BatchNorm2d(8, track_running_stats=False),
     ).eval()  # fmt: skip
     f = FocusedModel(net, FocusConfig("1"), example=torch.randn(1, 3, 9, 9))
@@ -279,9 +280,10 @@ def test_bad_inputs_name_the_argument():
         f(x.clone().requires_grad_())
     with pytest.raises(FocusError, match="holds NaN"):
         f(torch.full_like(x, float("nan")))
-    with pytest.raises(FocusError, match="compiled or exported"), warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # torch's own, about jit
-        torch.jit.trace(f, x)
+        with pytest.raises(FocusError, match="compiled or exported"):
+            torch.jit.trace(f, x)
 
 
 class Branches(nn.Module):
@@ -326,3 +328,17 @@ def test_two_threads_of_python_do_not_disturb_each_other():
     with ThreadPoolExecutor(3) as pool:
         for got, expected in zip(pool.map(f, xs), want, strict=True):
             torch.testing.assert_close(got, expected)
+
+
+def test_two_kernel_threads_give_what_one_gives():
+    x = batch(2)
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            results.append([focused(name, threshold=0.1)(x) for name in ALL])
+    finally:
+        torch.set_num_threads(before)
+    for one, two in zip(*results, strict=True):
+        torch.testing.assert_close(one, two, atol=1e-6, rtol=1e-5)

@@ -196,7 +196,7 @@ def test_bad_arguments_name_themselves():
         focus(model, [(x, "y")])
     with pytest.raises(FocusError, match="max_accuracy_drop"):
         focus(model, [x], max_accuracy_drop=float("nan"))
-    with pytest.raises(FocusError, match="unknown 'brightnes'.*brightness"):
+    with pytest.raises(FocusError, match=r"unknown 'brightnes'.*brightness"):
         focus(model, [x], relevance="brightnes")
     with pytest.raises(FocusError, match="shape: expected"):
         focus(model, [x], shape="ring")

@@ -87,6 +87,9 @@ class Runner:
         self._stem = [i for i, step in enumerate(plan.steps) if not step.inside]
         self._tail = [i for i, step in enumerate(plan.steps) if step.inside]
         self._last = self._last_uses()
+        self._gone = [
+            tuple({n for n in map(plan.resolve, step.reads) if self._last[n] <= i}) for i, step in enumerate(plan.steps)
+        ]
         self.observe: Callable[[Step, Value], None] | None = None
         """Called with each step after the cut and its value, while values are still there; for measuring and tests."""
 
@@ -141,19 +144,14 @@ class Runner:
     def _run(self, which: list[int], env: dict[fx.Node, Value]) -> None:
         for i in which:
             step = self.plan.steps[i]
-            env[step.node] = self._operations[i](step, env, i)
+            value = env[step.node] = self._operations[i](step, env, i)
             if self.observe is not None and step.inside:
-                self.observe(step, env[step.node])
-            for node in step.reads:
-                source = self.plan.resolve(node)
-                if self._last[source] <= i and source in env:
-                    gone = env.pop(source)
-                    if isinstance(gone, Rows) and not self._shared(gone, env):
-                        self._workspace.give(gone.data)
-
-    @staticmethod
-    def _shared(rows: Rows, env: dict[fx.Node, Value]) -> bool:
-        return any(isinstance(v, Rows) and v.data.data_ptr() == rows.data.data_ptr() for v in env.values())
+                self.observe(step, value)
+            for source in self._gone[i]:
+                gone = env.pop(source, None)
+                # an operation may have written over its last input, or passed it on
+                if isinstance(gone, Rows) and not (isinstance(value, Rows) and value.data is gone.data):
+                    self._workspace.give(gone.data)
 
     def _full_level(self, images: int, height: int, width: int) -> Level:
         key = (images, height, width)

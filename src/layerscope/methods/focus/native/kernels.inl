@@ -84,6 +84,7 @@ void conv_rows(const ConvArgs& a, int64_t row, int64_t panel, Ahead ahead) {
     const char* next = ahead.from;
     const int64_t also = ahead.step > 64 ? 64 : 0;
     const float* wk = w;
+#pragma GCC unroll 4
     for (int64_t k = 0; k < c; ++k, wk += NR) {
       V b[NV];
       for (int j = 0; j < NV; ++j) b[j] = V::load(wk + j * V::width);

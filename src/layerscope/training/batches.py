@@ -10,7 +10,7 @@ from torch import Tensor
 
 from layerscope.data import Dataset
 from layerscope.errors import TrainingError
-from layerscope.training.seeds import derive, reseed
+from layerscope.training.seeds import derive, reseed_everything
 
 
 class Batches(Protocol):
@@ -97,7 +97,7 @@ class Stream:
 
     def _take(self) -> Any:
         for _ in range(2):
-            reseed(torch.device("cpu"), derive(self.seed, "fetch", self._step))
+            reseed_everything(derive(self.seed, "fetch", self._step))
             if self._iterator is None:
                 self._iterator = self._start()
             try:

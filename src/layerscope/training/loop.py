@@ -24,6 +24,7 @@ from layerscope.training.callbacks import Callback, Run, as_callback
 from layerscope.training.history import History
 from layerscope.training.optimizers import Groups, OptimizerMaker
 from layerscope.training.schedules import Schedule
+from layerscope.training.seeds import digest
 from layerscope.training.session import Kept, Session, Watchers
 from layerscope.training.settings import Amp, Settings, device_of
 from layerscope.training.sinks import Sink
@@ -180,9 +181,10 @@ def _batches(train: Train, settings: Settings, device: torch.device) -> tuple[Ba
             )
         return Stream(train, settings.seed), type(train).__name__
     data = as_dataset(train)
+    text = f"{data!r} ({digest(data.x[:16].double().numpy(force=True).tobytes(), data.y.numpy(force=True).tobytes())})"
     if data.x.nbytes <= _RESIDENT_BYTES:
         data = Dataset(data.name, data.x.to(device), data.y.to(device), data.classes)
-    return InMemory(data, settings.batch_size or min(128, len(data)), settings.seed), repr(data)
+    return InMemory(data, settings.batch_size or min(128, len(data)), settings.seed), text
 
 
 def _total(settings: Settings, batches: Batches) -> int:

@@ -6,10 +6,12 @@ draws.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import blake2b
 
+import numpy as np
 import torch
 
 
@@ -36,9 +38,29 @@ def reseed(device: torch.device, seed: int) -> None:
         ].manual_seed(seed)
 
 
+def reseed_everything(seed: int) -> None:
+    """Seed the generators that code for loading data may draw from: torch's, NumPy's and Python's."""
+    torch.default_generator.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - transforms of others draw from the global one
+
+
 @contextmanager
 def own_generators(device: torch.device) -> Iterator[None]:
-    """The global generators of the CPU and of ``device`` are as they were, afterwards."""
+    """The global generators of Python, NumPy, the CPU and ``device`` are as they were, afterwards."""
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        yield
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the global one is meant
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002 - as above
+
+
+def digest(*parts: str | bytes) -> str:
+    """Eight hex digits that tell one content from another."""
+    made = blake2b(digest_size=4)
+    for part in parts:
+        made.update(part.encode() if isinstance(part, str) else part)
+    return made.hexdigest()

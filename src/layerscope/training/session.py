@@ -140,7 +140,8 @@ class Session:
         if self.batches.ends_epoch(self.at.step - 1):
             self.at.epoch += 1
             self._call("on_epoch")
-        if self.watchers.eval_data is not None and self.settings.eval_every and self._is_due(self.settings.eval_every):
+        every = self.settings.eval_every
+        if self.watchers.eval_data is not None and every and self._is_due(every) and self.record.diverged_at is None:
             self._evaluate()
         if self.watchers.sinks and self._is_due(self.watchers.log_every):
             self.record.fetch()

@@ -15,6 +15,7 @@ from layerscope.spec import Spec
 from layerscope.training.augment import Augment
 from layerscope.training.optimizers import Groups, OptimizerMaker
 from layerscope.training.schedules import Schedule
+from layerscope.training.seeds import digest
 from layerscope.training.steps import LossFn, StepFn
 
 Amp = Literal["bfloat16", "float16"]
@@ -77,7 +78,10 @@ class Settings:
             if name not in ("steps", "epochs", "log_every", "checkpoint_every")
         }
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        text |= {"network": f"{type(model).__name__} with {trained} trainable parameters", "data": data}
+        text |= {
+            "network": f"{type(model).__name__} with {trained} trainable parameters ({digest(repr(model))})",
+            "data": data,
+        }
         return text | {"steps": str(total)}
 
 

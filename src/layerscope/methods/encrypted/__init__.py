@@ -21,6 +21,9 @@ from typing import TYPE_CHECKING
 from layerscope._lazy import lazy
 
 if TYPE_CHECKING:
+    from layerscope.methods.encrypted.backends.circuit import CircuitNet as CircuitNet
+    from layerscope.methods.encrypted.backends.ckks import CkksNet as CkksNet
+    from layerscope.methods.encrypted.backends.ckks import Square as Square
     from layerscope.methods.encrypted.costs.advice import advise as advise
     from layerscope.methods.encrypted.costs.cost import cost as cost
     from layerscope.methods.encrypted.costs.records import CostReport as CostReport
@@ -54,6 +57,9 @@ __getattr__, __dir__, __all__ = lazy(
         "log_quantize": "quantizer",
         "finetune": "qat",
         "QatNet": "qat",
+        "CircuitNet": "backends.circuit",
+        "CkksNet": "backends.ckks",
+        "Square": "backends.ckks",
         "cost": "costs.cost",
         "advise": "costs.advice",
         "CostReport": "costs.records",

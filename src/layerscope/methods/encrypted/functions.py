@@ -30,6 +30,7 @@ REMEDIES: dict[str, tuple[str, str]] = {
     **dict.fromkeys((*_CURVES, *(name.lower() for name in _CURVES)), _SMOOTH),
     "Softmax": ("is not needed on encrypted logits", "apply it after decryption"),
     "MultiheadAttention": ("multiplies ciphertexts and divides by a softmax", "use a convolutional network"),
+    "Square": ("multiplies ciphertexts", "use nn.ReLU, or the polynomial baseline CkksNet"),
     "mul": ("multiplies two activations, or one by a parameter", "use a batch norm for constant gains"),
     "BatchNorm2d": ("keeps no running statistics", "train it with track_running_stats=True"),
 }

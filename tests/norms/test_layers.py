@@ -223,6 +223,8 @@ def test_rms_layer2d_and_scale_work_at_every_position() -> None:
         close(layer(tokens), layer(x).flatten(2).transpose(1, 2))
     close(rms(tokens), F.rms_norm(tokens, (8,), rms.weight, EPS))
     part = norms.build("rms:p=0.25", 8).double()
+    with pytest.raises(SpecError, match="between one and all"):
+        norms.RMSNorm(8, p=1.5)
     close(part(x), x / torch.sqrt((x[:, :2] ** 2).mean(1, keepdim=True) + EPS))
 
 

@@ -71,7 +71,7 @@ def test_indivisible_channels_name_the_divisors_near_by() -> None:
     with pytest.raises(SpecError, match="group:size=32 or group:size=64"):
         norms.build("group:size=48", 64)
     with pytest.raises(SpecError, match="does not divide 8 channels; near by: ws-group:groups=8"):
-        norms.recipe("ws-group:groups=32").group_size(8)
+        norms.build("ws-group:groups=32", 8)
 
 
 def test_adapt_takes_the_nearest_divisor() -> None:

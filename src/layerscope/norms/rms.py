@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from layerscope.norms.base import ChannelNorm, NormInputError, require_several, wide
+from layerscope.errors import SpecError
+from layerscope.norms.base import ChannelNorm, require_several, wide
 
 
 class RMSNorm(ChannelNorm):
@@ -20,7 +21,7 @@ class RMSNorm(ChannelNorm):
         p: share of the channels, the first ones, from which the second moment is estimated (pRMSNorm); 1 takes all.
 
     Raises:
-        NormInputError: the share holds no channel.
+        SpecError: the share holds no channel, or more than there are.
 
     Source: Zhang & Sennrich 2019, arXiv 1910.07467.
     """
@@ -30,7 +31,7 @@ class RMSNorm(ChannelNorm):
         self.p = p
         self.used = math.ceil(p * channels)
         if not 1 <= self.used <= channels:
-            raise NormInputError(f"rms:p={p} must keep between one and all of {channels} channels")
+            raise SpecError(f"rms:p={p} must keep between one and all of {channels} channels")
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C], [N, S, C] or [N, C, *] to the same shape."""

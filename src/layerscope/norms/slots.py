@@ -39,7 +39,7 @@ class Recipe:
         """
         from torch import nn
 
-        _check_channels(channels, self.spec)
+        self._check(channels)
         if self.info.norm is None:
             return nn.Identity()
         return cast("nn.Module", load(self.info.norm)(channels, **self._kwargs("norm")))
@@ -48,7 +48,7 @@ class Recipe:
         """The activation slot: ``base()`` (ReLU unless given), or what the norm puts in its place."""
         from torch import nn
 
-        _check_channels(channels, self.spec)
+        self._check(channels)
         base = nn.ReLU if base is None else base
         if self.info.activation is None:
             return base()
@@ -91,6 +91,11 @@ class Recipe:
             return resolve_group_size(channels, size=size, groups=groups, name=self.spec.name)
         return {"all": channels, "one": 1, None: None}[self.info.grouping]
 
+    def _check(self, channels: int) -> None:
+        if isinstance(channels, bool) or not isinstance(channels, int) or channels < 1:
+            raise SpecError(f"{self.spec} needs a whole number of channels, at least 1; got {channels!r}")
+        self.group_size(channels)
+
     def _group_arguments(self, channels: int) -> tuple[int | None, int | None]:
         given = self.spec.kwargs
         size, groups = given.get("size"), given.get("groups")
@@ -101,8 +106,3 @@ class Recipe:
     def _kwargs(self, slot: Slot) -> dict[str, Value]:
         given = self.spec.kwargs
         return {p.name: given[p.name] for p in self.info.params if p.name in given and slot in p.slots}
-
-
-def _check_channels(channels: int, spec: Spec) -> None:
-    if isinstance(channels, bool) or not isinstance(channels, int) or channels < 1:
-        raise SpecError(f"{spec} needs a whole number of channels, at least 1; got {channels!r}")

@@ -25,7 +25,9 @@ function show(svg,i,x,y,key){
   [...row.cells].slice(1).forEach((c,k)=>{const r=rows.insertRow();r.append(node("td",names[k].textContent),node("td",c.textContent));
     if(String(k)===key)r.className="ls-hot"});
   tip.replaceChildren(node("b",row.cells[0].textContent));
-  if(row.cells[0].title)tip.append(node("small",row.cells[0].title));
+  // Remarks on a place stand in the figure's first table only.
+  const about=row.cells[0].title||svg.closest(".ls-fig")?.querySelector(".ls-numbers")?.tBodies[0].rows[i]?.cells[0].title;
+  if(about)tip.append(node("small",about));
   tip.append(rows);tip.classList.add("ls-on");
   const w=tip.offsetWidth,h=tip.offsetHeight;
   tip.style.left=(x+18+w>innerWidth?Math.max(4,x-18-w):x+18)+"px";

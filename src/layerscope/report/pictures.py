@@ -125,7 +125,9 @@ class Pictures:
         shown = self._views(panel)
         if not shown:
             return Html("")
-        views = [View(m.name, m.meaning, *self._panel(panel, m, lines)) for m, lines in shown]
+        views = [
+            View(m.name, m.meaning, *self._panel(panel, m, lines, told=k > 0)) for k, (m, lines) in enumerate(shown)
+        ]
         caption = panel.reading
         if any(m.readout for m, _ in shown):
             caption += " The last column is the input of the classifier, after pooling."
@@ -134,12 +136,13 @@ class Pictures:
         key = key_bar(panel.key, two_sided=panel.measures[0].kind == "log")
         return figure(panel.title, views, caption, question=panel.question, key=key)
 
-    def _panel(self, panel: Panel, measure: Measure, lines: Sequence[Line]) -> tuple[Html, Html]:
+    def _panel(self, panel: Panel, measure: Measure, lines: Sequence[Line], told: bool) -> tuple[Html, Html]:
         axis = self.axes[panel.path]
         names = ", ".join(line.name for line in lines)
         return depth_panel(
             lines,
-            self.columns(panel, measure),
+            # What each site is stands in the figure's first table; the script finds it there.
+            [Column(c.name) if told else c for c in self.columns(panel, measure)],
             self.scale(measure, lines),
             label=f"{measure.name} along {len(axis.sites)} {axis.unit}s, from the input to the output, for {names}",
             strengths=[measure.strengths(line.values) for line in lines],

@@ -101,6 +101,6 @@ def _cell(name: AxisName, axis: Axis | None, spark: Html) -> Html:
         spread = numbers.spread(axis_number(name, axis.value), axis.spread)
         value = el(
             "span", glyph(look), " ", el("b", axis_number(name, axis.value)),
-            el("small", spread) if spread else "", class_=f"ls-value {look.tone}", title=f"{axis.level}: {axis.text}",
+            el("small", spread) if spread else "", class_=f"ls-value {look.tone}", title=axis.level,
         )  # fmt: skip
     return el("div", heading, spark, value, class_="ls-cell")

@@ -152,7 +152,6 @@ def _end_label(label: EndLabel, y: float, mirrored: bool) -> Html:
         el("path", d=leader, class_="ls-lead"),
         name_beside(label.name, y, label.look, mirrored),
         x=None if mirrored else "100%",
-        overflow="visible",
         class_=label.tone,
         data_c=label.key,
     )

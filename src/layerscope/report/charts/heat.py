@@ -61,7 +61,7 @@ def draw_row(
         parts.append(el("circle", class_="ls-first", cx=percent((mark + 0.5) / count), cy=y + ROW / 2, r=3.2))
     if name:
         label = name_beside(name, y + ROW / 2, look, mirrored)
-        parts.append(el("svg", label, x=None if mirrored else "100%", overflow="visible", class_=tone or None))
+        parts.append(el("svg", label, x=None if mirrored else "100%", class_=tone or None))
     return el("g", *parts, data_c=key)
 
 

@@ -128,7 +128,6 @@ def _point(point: Point, key: int, place: tuple[float, float], name_y: float, he
         shape,
         name,
         x=percent(x),
-        overflow="visible",
         class_=f"{tone} ls-aside" if aside else tone,
         data_c=key,
     )

@@ -47,7 +47,7 @@ class Passes:
         self.notes: list[str] = []
         self.trainable = [p for p in network.parameters if p.requires_grad]
         self.frozen = len(self.trainable) < len(network.parameters) or not self.trainable
-        weights = {id(p.module._parameters.get("weight")) for p in points}
+        weights = {id(p.weight) for p in points}
         self._weights = [id(p) in weights for p in self.trainable]
         self._grad_norms: dict[int, Tensor] = {}
 
@@ -115,7 +115,7 @@ class Passes:
         """``id(module)`` -> norm of its weight and mean norm of the weight's gradient."""
         found: dict[int, tuple[float, float | None]] = {}
         for point in self.points:
-            weight = point.module._parameters.get("weight")
+            weight = point.weight
             if weight is not None:
                 grad = self._grad_norms.get(id(weight))
                 found[id(point.module)] = (

@@ -19,13 +19,16 @@ from layerscope.probe.records import Role
 
 _BLOCK = re.compile(r"block|bottleneck|residual|(encoder|decoder|dense)?layer$", re.IGNORECASE)
 _NOT_BLOCK = re.compile(r"norm|scale|pool|embed|modulelist|moduledict", re.IGNORECASE)
-_OWN_ACTIVATION = re.compile(r"evonorm|normact|filterresponse.*tlu|frn.*tlu", re.IGNORECASE)
-_NORM = re.compile(r"norm|frn|whiten|^grn|dyt$|^derf|rescale", re.IGNORECASE)
+_OWN_ACTIVATION = re.compile(r"evonorm|normact|proxynorm", re.IGNORECASE)
+_NORM = re.compile(r"norm|frn|whiten|renorm|^grn|dyt$|^derf|dynamic(tanh|erf)", re.IGNORECASE)
 _ACTIVATION = re.compile(
     r"relu|linearunit|threshold|gelu|silu|swish|mish|elu$|sigmoid|tanh|softplus|softmax|tlu$|^act|activation|glu$",
     re.IGNORECASE,
 )
 _POOL = re.compile(r"pool", re.IGNORECASE)
+
+
+_NORM_CLASSES = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm)
 
 
 @dataclass(frozen=True)
@@ -40,11 +43,22 @@ class Point:
     is_leaf: bool
     is_candidate: bool = False
     """A module with children that no class name calls a block: recorded as one if its output is a sum of two paths."""
+    watched: nn.Module | None = None
+    """The module whose output is taken, if it is not ``module`` itself."""
 
     @property
     def kind(self) -> str:
-        """Class name."""
-        return type(self.module).__name__
+        """Class name; that of the original class where the weight is parametrized."""
+        return type(self.module).__name__.removeprefix("Parametrized")
+
+    @property
+    def weight(self) -> nn.Parameter | None:
+        """The weight as it is learned: where it is parametrized, the parameter behind it."""
+        own = self.module._parameters.get("weight")
+        if own is None and "parametrizations" in self.module._modules:
+            behind = getattr(self.module.parametrizations, "weight", None)
+            own = None if behind is None else getattr(behind, "original", getattr(behind, "original0", None))
+        return own
 
 
 def role_of(module: nn.Module) -> Role:
@@ -64,7 +78,7 @@ def _role_of_class(kind: Any) -> Role:
         return "linear"
     if _OWN_ACTIVATION.search(name):
         return "activation"
-    if issubclass(kind, _NormBase | nn.GroupNorm | nn.LayerNorm | nn.LocalResponseNorm) or _NORM.search(name):
+    if issubclass(kind, _NORM_CLASSES) or _NORM.search(name):
         return "norm"
     if _ACTIVATION.search(name) or kind.__module__ == "torch.nn.modules.activation":
         return "activation"
@@ -106,6 +120,7 @@ def find_points(
         if not any(fnmatchcase(path, pattern) for path in paths):
             raise ProbeError(f"no module path matches {pattern!r}: {did_you_mean(pattern, paths)}")
     points: list[Point] = []
+    by_path = dict(network.modules)
     enclosing: dict[str, str | None] = {}
     inside_leaf: list[str] = []
     for path, module in network.modules:
@@ -115,18 +130,42 @@ def find_points(
         enclosing[path] = name if block else around
         if any(path.startswith(prefix) for prefix in inside_leaf):
             continue
-        leaf = not _has_children(module) or isinstance(module, nn.MultiheadAttention)
-        if isinstance(module, nn.MultiheadAttention):
+        whole = isinstance(module, nn.MultiheadAttention) or _is_composite(module)
+        leaf = not _has_children(module) or whole
+        if whole:
             inside_leaf.append(f"{path}." if path else "")
         elif "parametrizations" in module._modules:
             inside_leaf.append(f"{path}.parametrizations." if path else "parametrizations.")
         if type(module) is nn.ModuleDict or type(module) is nn.ModuleList:
+            continue
+        if type(module) is nn.Identity and path:
+            # It computes nothing; but inside a norm that holds its activation it is given the norm's result, which is
+            # a function's and seen nowhere else.
+            parent_path = path.rpartition(".")[0]
+            parent = by_path[parent_path]
+            if select is None and isinstance(parent, _NORM_CLASSES):
+                points.append(Point(parent_path or network.name, parent, "norm", around, True, watched=module))
             continue
         candidate = blocks is None and not (leaf or block) and bool(path) and _may_be_block(module)
         if _matches(name, select) if select is not None else leaf or block or candidate:
             role = "block" if block or candidate else role_of(module)
             points.append(Point(name, module, role, around, leaf, candidate))
     return points
+
+
+def _is_composite(module: nn.Module) -> bool:
+    """A norm or activation put together from modules is one call site.
+
+    Unless there is a weight layer inside, as in a wrapper that normalizes around a whole branch; and unless it is one
+    of torch's own norm classes with an activation added, which is two.
+    """
+    kind = type(module)
+    if isinstance(module, (*_NORM_CLASSES, nn.Sequential)) or not _has_children(module) or is_block(module):
+        return False
+    if role_of(module) not in ("norm", "activation"):
+        return False
+    ours = kind.__module__.startswith("layerscope.norms")
+    return ours or not any(isinstance(m, _ConvNd | nn.Linear | nn.MultiheadAttention) for m in module.modules())
 
 
 def _may_be_block(module: nn.Module) -> bool:

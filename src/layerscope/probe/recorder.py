@@ -65,7 +65,7 @@ class Recorder:
         self._watching = False
 
     def __enter__(self) -> Recorder:
-        self._handles = [p.module.register_forward_hook(self._hook(p)) for p in self.points]
+        self._handles = [(p.watched or p.module).register_forward_hook(self._hook(p)) for p in self.points]
         return self
 
     def __exit__(
@@ -90,7 +90,9 @@ class Recorder:
         self._seen = {}
 
     def _hook(self, point: Point) -> Callable[[nn.Module, Any, Any], None]:
-        def on_forward(module: nn.Module, args: Any, output: Any) -> None:
+        module = point.module
+
+        def on_forward(watched: nn.Module, args: Any, output: Any) -> None:
             if self._watching:
                 out = first_tensor(output)
                 if point.is_candidate and out is not None and self._known(out) is not None:

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from layerscope import data
 from layerscope.data import idx, places
@@ -255,47 +254,6 @@ def test_absent_cifar_says_where_it_was_looked_for(tmp_path: Path) -> None:
 
 
 # the user's own
-
-
-def write_images(folder: Path, classes: dict[str, int]) -> None:
-    for name, count in classes.items():
-        (folder / name).mkdir(parents=True)
-        for i in range(count):
-            value = (40 * len(name), 10 * i, 255)
-            Image.new("RGB", (10, 6), value).save(folder / name / f"{i}.png")
-
-
-def test_an_image_folder_with_its_own_split(tmp_path: Path) -> None:
-    write_images(tmp_path / "pets" / "train", {"cat": 3, "mouse": 2})
-    write_images(tmp_path / "pets" / "val", {"cat": 1, "mouse": 1})
-    spec = f"imagefolder:path={tmp_path / 'pets'},size=8"
-    train, test = data.load(spec), data.load(spec, "test")
-    assert (train.in_shape, train.classes, len(train), len(test)) == ((3, 8, 8), 2, 5, 2)
-    red = (train.x[:, 0].mean((1, 2)) + 1) * 127.5
-    torch.testing.assert_close(red, torch.where(train.y == 0, 120.0, 200.0), atol=0.01, rtol=0)
-    assert len(data.load(spec, "all")) == 7
-
-
-def test_an_image_folder_without_split_keeps_every_fifth_image(tmp_path: Path) -> None:
-    write_images(tmp_path, {"a": 10, "b": 5})
-    train, test = (data.load("imagefolder:size=4,channels=1", split, root=tmp_path) for split in ("train", "test"))
-    assert (len(train), len(test), train.in_shape) == (12, 3, (1, 4, 4))
-    x, _ = data.batch(f"imagefolder:path={tmp_path},size=4", 5, seed=1)
-    assert x.shape == (5, 3, 4, 4)
-
-
-@pytest.mark.parametrize(
-    ("prepare", "says"),
-    [
-        (lambda p: None, "no class folders"),
-        (lambda p: (p / "a").mkdir(), "holds no images"),
-        (lambda p: ((p / "a").mkdir(), (p / "a" / "1.png").write_bytes(b"no image")), "cannot be read as an image"),
-    ],
-)
-def test_image_folders_that_are_none(tmp_path: Path, prepare, says: str) -> None:
-    prepare(tmp_path)
-    with pytest.raises(DataError, match=says):
-        data.load("imagefolder", "all", root=tmp_path)
 
 
 def test_own_data_must_say_where_it_is(tmp_path: Path) -> None:

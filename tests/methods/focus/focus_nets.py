@@ -103,6 +103,38 @@ class Mobile(nn.Module):
         return self.head(self.body(self.stem(x)))
 
 
+class SamePad(nn.Conv2d):
+    """TensorFlow's 'same' padding: more at the bottom and right, as a module of its own before a functional layer."""
+
+    def __init__(self, i: int, o: int, k: int, s: int, groups: int = 1) -> None:
+        super().__init__(i, o, k, s, groups=groups, bias=False)
+        self.pad = nn.ZeroPad2d(((k - s) // 2, (k - s + 1) // 2, (k - s) // 2, (k - s + 1) // 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pad(x)
+        return F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+class Lite(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(SamePad(3, 12, 3, 2), nn.BatchNorm2d(12), nn.ReLU6(inplace=True))
+        self.body = nn.Sequential(
+            SamePad(12, 12, 3, 1, 12),
+            nn.BatchNorm2d(12),
+            nn.ReLU6(),
+            SamePad(12, 20, 5, 2),
+            nn.ReLU(),
+            SamePad(20, 20, 3, 2),
+        )
+        self.head = nn.Linear(20, 7)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        n = inputs.size(0)
+        x = F.adaptive_avg_pool2d(self.body(self.stem(inputs)), 1)
+        return self.head(x.view(n, -1))
+
+
 class Dense(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -126,6 +158,7 @@ FAMILIES = {
     "convnext": (ConvNext, "permute_1"),
     "mobile": (Mobile, "stem.2"),
     "dense": (Dense, "stem.2"),
+    "lite": (Lite, "stem.2"),
 }
 
 

@@ -67,6 +67,7 @@ def trace(model: nn.Module, example: Tensor) -> Traced:
         raise FocusError(f"model: torch.fx cannot trace it ({_where(error)}): {error}") from error
     _drop_asserts(module)
     _functionalize(module)
+    _localize_batch_size(module)
     module.graph.eliminate_dead_code()
     shapes = _Shapes(module)
     with torch.no_grad():
@@ -136,6 +137,19 @@ def _functionalize(module: fx.GraphModule) -> None:
                     user.replace_input_with(source, node)
 
 
+def _localize_batch_size(module: fx.GraphModule) -> None:
+    """Let ``x.view(inputs.size(0), -1)`` ask x itself: the input need not outlive the cut for its number of images."""
+    for node in list(module.graph.nodes):
+        if node.op != "call_method" or node.target != "size" or node.args[1:] != (0,):
+            continue
+        for user in list(node.users):
+            own = user.args[0] if user.args else None
+            if isinstance(own, fx.Node) and own is not node and user.target in ("view", "reshape"):
+                with module.graph.inserting_before(user):
+                    local = module.graph.call_method("size", (own, 0))
+                user.replace_input_with(node, local)
+
+
 def _attribute(module: nn.Module, path: str) -> Tensor:
     owner, _, name = path.rpartition(".")
     value = getattr(module.get_submodule(owner), name)
@@ -162,7 +176,7 @@ def _cuts(module: fx.GraphModule, context: Context) -> tuple[Cut, ...]:
         shape = context.shapes.get(node, ())
         if live != {node} or len(shape) != 4 or node.op == "placeholder" or min(shape[2:]) < 2:
             continue
-        if _belongs_to_next(node, context):
+        if _belongs_to_next(node, context) or _is_pad(node, context):
             continue
         name = str(node.target) if node.op == "call_module" else node.name
         if any(cut.name == name for cut in cuts):  # a module that is called twice
@@ -181,6 +195,10 @@ def _belongs_to_next(node: fx.Node, context: Context) -> bool:
     except Unsupported:
         return False
     return isinstance(kind, Affine | Act | Same | Permute | Norm)
+
+
+def _is_pad(node: fx.Node, context: Context) -> bool:
+    return node.op == "call_module" and type(context.modules[str(node.target)]) is nn.ZeroPad2d
 
 
 def _brightness(node: fx.Node, context: Context) -> str:

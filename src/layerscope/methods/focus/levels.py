@@ -27,6 +27,8 @@ class Geometry:
     padding: tuple[int, int] = (0, 0)
     dilation: tuple[int, int] = (1, 1)
     ceil_mode: bool = False
+    extra: tuple[int, int] = (0, 0)
+    """Padding at the bottom and right beyond that at the top and left; TensorFlow's 'same' pads one side more."""
 
     @property
     def taps(self) -> int:
@@ -36,7 +38,7 @@ class Geometry:
     @property
     def is_pointwise(self) -> bool:
         """One tap, no stride, no padding: row i reads row i."""
-        return self.kernel == (1, 1) and self.stride == (1, 1) and self.padding == (0, 0)
+        return self.kernel == (1, 1) and self.stride == (1, 1) and self.padding == self.extra == (0, 0)
 
     def out_size(self, height: int, width: int) -> tuple[int, int]:
         """Grid after the layer, by torch's own formula (``ceil_mode`` drops a window that starts in the padding)."""
@@ -44,7 +46,7 @@ class Geometry:
 
     def _out(self, size: int, axis: int) -> int:
         k, s, p, d = self.kernel[axis], self.stride[axis], self.padding[axis], self.dilation[axis]
-        span = size + 2 * p - d * (k - 1) - 1
+        span = size + 2 * p + self.extra[axis] - d * (k - 1) - 1
         out = (-(-span // s) if self.ceil_mode else span // s) + 1
         if self.ceil_mode and (out - 1) * s >= size + p:
             out -= 1

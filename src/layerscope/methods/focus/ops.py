@@ -93,6 +93,16 @@ class Same:
 
 
 @dataclass(frozen=True)
+class Pad:
+    """Zeros around the grid, read by convolutions only: they take it into their own padding."""
+
+    left: int
+    right: int
+    top: int
+    bottom: int
+
+
+@dataclass(frozen=True)
 class Permute:
     """Moves the channel axis: nothing happens to rows."""
 
@@ -116,7 +126,7 @@ class Concat:
     """Concatenation over channels of values on one set."""
 
 
-Kind = Conv | Affine | Act | Pool | GlobalMean | Norm | Same | Permute | Add | ScaleBy | Concat
+Kind = Conv | Affine | Act | Pool | GlobalMean | Norm | Same | Pad | Permute | Add | ScaleBy | Concat
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,13 +161,46 @@ def recognise(node: fx.Node, context: Context) -> Op:
         reader = _MODULES.get(type(module))
         if reader is None:
             raise Unsupported(f"{type(module).__name__} does not run on rows")
-        return Op(reader(module, node, context), (_first(node),))
+        return _padded(Op(reader(module, node, context), (_first(node),)), context)
     table: dict[Any, Callable[[fx.Node, Context], Op]] = _FUNCTIONS if node.op == "call_function" else _METHODS
     if node.op == "call_function" and _name(node.target) == "stochastic_depth":  # torchvision's, known by name only
         return _stochastic_depth(node, context)
     if node.op not in ("call_function", "call_method") or node.target not in table:
         raise Unsupported(f"{_name(node.target)} does not run on rows")
-    return table[node.target](node, context)
+    return _padded(table[node.target](node, context), context)
+
+
+def _padded(op: Op, context: Context) -> Op:
+    """A convolution behind a zero padding, as one convolution with that padding."""
+    before = op.rows[0]
+    if not isinstance(op.kind, Conv) or not (pad := _pad_at(before, context)):
+        return op
+    g = op.kind.geometry
+    geometry = replace(
+        g,
+        padding=(g.padding[0] + pad.top, g.padding[1] + pad.left),
+        extra=(g.extra[0] + pad.bottom - pad.top, g.extra[1] + pad.right - pad.left),
+    )
+    return Op(replace(op.kind, geometry=geometry), (_first(before),), op.notes)
+
+
+def _pad_at(node: fx.Node, context: Context) -> Pad | None:
+    if node.op != "call_module":
+        return None
+    module = context.modules[str(node.target)]
+    return _zero_pad(module, node, context) if type(module) is nn.ZeroPad2d else None
+
+
+def _zero_pad(module: nn.ZeroPad2d, node: fx.Node, context: Context) -> Pad:
+    _need_channels(node, context, last=False)
+    left, right, top, bottom = module.padding
+    if min(module.padding) < 0:
+        raise Unsupported("padding that crops")
+    modules = [context.modules.get(str(u.target)) if u.op == "call_module" else None for u in node.users]
+    users = zip(node.users, modules, strict=True)
+    if not all(type(m) is nn.Conv2d or u.target in _CONVOLUTIONS for u, m in users):
+        raise Unsupported("zero padding that something else than a convolution reads")
+    return Pad(left, right, top, bottom)
 
 
 def _name(target: Any) -> str:
@@ -165,7 +208,7 @@ def _name(target: Any) -> str:
 
 
 def _first(node: fx.Node) -> fx.Node:
-    value = node.args[0] if node.args else node.kwargs.get("input")
+    value = node.args[0] if node.args else node.kwargs.get("input", node.kwargs.get("x"))
     if not isinstance(value, fx.Node):
         raise Unsupported(f"{_name(node.target)} without a tensor argument")
     return value
@@ -179,7 +222,7 @@ def pair(value: Any) -> tuple[int, int]:
     """``3`` or ``(3, 5)`` as a pair."""
     if isinstance(value, int):
         return value, value
-    first, second = value
+    first, second = value if len(value) == 2 else (value[0], value[0])
     return int(first), int(second)
 
 
@@ -310,6 +353,7 @@ _MODULES: dict[type[nn.Module], Any] = {
     nn.MaxPool2d: _max_pool,
     nn.AvgPool2d: _avg_pool,
     nn.AdaptiveAvgPool2d: _adaptive,
+    nn.ZeroPad2d: _zero_pad,
     nn.Identity: _same,
     nn.Dropout: _same,
     nn.Dropout2d: _same,
@@ -391,6 +435,21 @@ def _cat(node: fx.Node, context: Context) -> Op:
     if len(last) != 1 or axis not in ((3, -1) if last.pop() else (1, -3)):
         raise Unsupported("concatenation along another axis than channels")
     return Op(Concat(), nodes)
+
+
+def _functional_conv(node: fx.Node, context: Context) -> Op:
+    _need_channels(node, context, last=False)
+    weight, bias = _argument(node, 1, "weight", None), _argument(node, 2, "bias", None)
+    if weight not in context.constants or (bias is not None and bias not in context.constants):
+        raise Unsupported("convolution with computed weights")
+    padding = _argument(node, 4, "padding", 0)
+    if isinstance(padding, str):
+        raise Unsupported(f"functional convolution with padding {padding!r}")
+    w = context.constants[weight].detach()
+    b = w.new_zeros(w.shape[0]) if bias is None else context.constants[bias].detach()
+    stride, dilation = pair(_argument(node, 3, "stride", 1)), pair(_argument(node, 5, "dilation", 1))
+    geometry = Geometry(pair(w.shape[2:]), stride, pair(padding), dilation)
+    return Op(Conv(w, b, geometry, int(_argument(node, 6, "groups", 1))), (_first(node),))
 
 
 def _functional_norm(node: fx.Node, context: Context) -> Op:
@@ -479,7 +538,11 @@ def _stochastic_depth(node: fx.Node, context: Context) -> Op:
     return Op(Same(), (_first(node),))
 
 
+_CONVOLUTIONS = (F.conv2d, torch.conv2d)
+
 _FUNCTIONS: dict[Any, Callable[[fx.Node, Context], Op]] = {
+    F.conv2d: _functional_conv,
+    torch.conv2d: _functional_conv,
     F.relu: _act("relu", F.relu),
     torch.relu: _act("relu", torch.relu),
     F.relu6: _act("relu6", F.relu6),

@@ -26,6 +26,7 @@ from layerscope.methods.focus.ops import (
     GlobalMean,
     Kind,
     Norm,
+    Pad,
     Permute,
     Same,
     ScaleBy,
@@ -150,7 +151,7 @@ def _admit(kind: Kind, inputs: tuple[fx.Node, ...], plan: Plan, inside: bool) ->
 def _take(kind: Kind, inputs: tuple[fx.Node, ...], node: fx.Node, plan: Plan, inside: bool, name: str) -> None:
     source = inputs[0]
     last = plan.channels_last.get(source, False)
-    if isinstance(kind, Same | Permute) and node is not plan.cut.node:
+    if isinstance(kind, Same | Pad | Permute) and node is not plan.cut.node:
         plan.alias[node] = source
     else:
         plan.steps.append(Step(node, kind, tuple(plan.resolve(n) for n in inputs), inside, name=name))

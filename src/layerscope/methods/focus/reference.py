@@ -52,7 +52,7 @@ class _Masked(fx.Interpreter):
 def shrink(mask: Tensor, size: tuple[int, int]) -> Tensor:
     """The set on a coarser grid: active where any position of the s x s cell is; the last cell may be cut off."""
     height, width = mask.shape[1:]
-    if (height, width) == size:
+    if size[0] >= height and size[1] >= width:  # padded with zeros, which are no positions of the grid
         return mask
     stride = round(height / size[0]), round(width / size[1])
     return F.max_pool2d(mask[:, None].float(), stride, ceil_mode=True)[:, 0, : size[0], : size[1]] > 0

@@ -308,8 +308,9 @@ class Runner:
             images, _, height, width = x.shape
             level = self._full_level(images, height, width).through(g)
             (ph, pw) = g.padding
-            padded = F.pad(x, (pw, pw + kw, ph, ph)).movedim(1, -1).contiguous()
-            index = table(images, height + 2 * ph, width + 2 * pw + kw, level)
+            eh, ew = g.extra
+            padded = F.pad(x, (pw, pw + ew + kw, ph, ph + eh)).movedim(1, -1).contiguous()
+            index = table(images, height + 2 * ph + eh, width + 2 * pw + ew + kw, level)
             out = self._workspace.take(level.n, merged.weight.shape[0])
             backend.conv_table(packed, merged, step.activation, padded, index, out)
             return Rows(out, level)

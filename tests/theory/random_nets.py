@@ -14,7 +14,7 @@ Norm = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Measured:
-    """Cosine after every layer, and growth of the conv-output gradient per layer toward the input."""
+    """Cosine after every layer, and growth per layer, toward the input, of gradient norm x rms of conv outputs."""
 
     cosines: list[float]
     pooled: list[float]
@@ -56,9 +56,23 @@ def conv_net(norm: Norm, *, width: int = 128, side: int = 8, depth: int = 20, n:
     pre, cosines, pooled = [], [], []
     for _ in range(depth):
         w = torch.randn(width, width, 3, 3, generator=g) * (2.0 / (9 * width)) ** 0.5
-        if not pre:
-            w = w / 2**0.5
         u = F.conv2d(F.pad(h, (1, 1, 1, 1), mode="circular"), w)
+        u.requires_grad_()
+        pre.append(u)
+        h = norm(u).relu()
+        cosines.append(mean_cosine(h.detach()))
+        pooled.append(mean_cosine(h.detach().mean((2, 3))))
+    return _finish(h, pre, cosines, pooled, g)
+
+
+def padded_net(norm: Norm, sides: list[int], *, width: int = 128, n: int = 16, seed: int = 0) -> Measured:
+    """The same with zero padding, strided where ``sides`` shrink."""
+    g = torch.Generator().manual_seed(seed)
+    h = torch.randn(n, width, sides[0], sides[0], generator=g)
+    pre, cosines, pooled = [], [], []
+    for side in sides:
+        w = torch.randn(width, width, 3, 3, generator=g) * (2.0 / (9 * width)) ** 0.5
+        u = F.conv2d(h, w, padding=1, stride=h.shape[-1] // side)
         u.requires_grad_()
         pre.append(u)
         h = norm(u).relu()
@@ -72,8 +86,8 @@ def mlp(norm: Norm, *, width: int = 256, depth: int = 20, n: int = 64, seed: int
     g = torch.Generator().manual_seed(seed)
     h = torch.randn(n, width, generator=g)
     pre, cosines = [], []
-    for layer in range(depth):
-        w = torch.randn(width, width, generator=g) * ((2.0 if layer else 1.0) / width) ** 0.5
+    for _ in range(depth):
+        w = torch.randn(width, width, generator=g) * (2.0 / width) ** 0.5
         u = h @ w.T
         u.requires_grad_()
         pre.append(u)
@@ -84,6 +98,7 @@ def mlp(norm: Norm, *, width: int = 256, depth: int = 20, n: int = 64, seed: int
 
 def _finish(h: Tensor, pre: list[Tensor], cosines: list[float], pooled: list[float], g: torch.Generator) -> Measured:
     direction = torch.randn(h.shape, generator=g)
-    gradients = [float(d.norm()) for d in torch.autograd.grad((h * direction).sum(), pre)]
+    grads = torch.autograd.grad((h * direction).sum(), pre)
+    gradients = [float(d.norm() * u.detach().square().mean().sqrt()) for d, u in zip(grads, pre, strict=True)]
     rate = (gradients[0] / gradients[-1]) ** (1.0 / (len(pre) - 1))
     return Measured(cosines, pooled, rate, gradients)

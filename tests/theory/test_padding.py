@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from layerscope.theory.padding import flat_factor, kept_by_layer, leak, perron_factor
+from layerscope.theory.padding import border, flat_factor, kept_by_layer, perron_factor
 
 
 def seen(sides, width=256, seed=0):
@@ -35,7 +35,17 @@ def test_the_two_ends_of_the_law():
     assert flat_factor(2) == pytest.approx(4 / 9) == pytest.approx(perron_factor(2))
 
 
-@pytest.mark.parametrize("side", [1, 2, 3, 8])
-def test_leak_against_counting(side):
-    taps = F.conv2d(torch.ones(1, 1, side, side), torch.ones(1, 1, 3, 3), padding=1) / 9
-    assert leak(side) == pytest.approx(float((taps * (1 - taps)).mean()), abs=1e-6)
+@pytest.mark.parametrize(("side", "before"), [(1, 1), (2, 2), (3, 3), (8, 8), (4, 8), (2, 3)])
+def test_the_border_against_counting(side, before):
+    stride = -(-before // side)
+    unfolded = F.unfold(torch.ones(1, 1, before, before), 3, padding=1, stride=stride)[0].T  # [position, tap]
+    both = unfolded @ unfolded.T / 9
+    own = both.diag()
+    assert len(own) == side * side
+    different = ~torch.eye(len(own), dtype=torch.bool)
+    said = border(side, before)
+    assert said.met == pytest.approx(float(own.mean()), abs=1e-6)
+    assert said.leak == pytest.approx(float((own * (1 - own)).mean()), abs=1e-6)
+    if side > 1:
+        assert said.shared == pytest.approx(float(both[different].mean()), abs=1e-6)
+        assert said.leak_apart == pytest.approx(float((both - own[:, None] * own)[different].mean()), abs=1e-6)

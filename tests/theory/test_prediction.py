@@ -50,6 +50,38 @@ def test_recursion_agrees_with_convolutional_nets(spec, norm):
     assert said.rate == pytest.approx(rate, abs=said.rate_error)
 
 
+SHRINKING = [8] * 7 + [4] * 7 + [2] * 6
+
+
+@pytest.mark.parametrize("sides", [SHRINKING, [4] * 20])
+@pytest.mark.parametrize(
+    ("spec", "norm"),
+    [
+        ("none", nets.identity),
+        ("instance", nets.group(1)),
+        ("group:size=4", nets.group(4)),
+        ("group:size=16", nets.group(16)),
+        ("layer", nets.group(128)),
+        ("frn", nets.frn),
+        ("batch", nets.batch),
+    ],
+)
+def test_recursion_agrees_with_zero_padded_nets(spec, norm, sides):
+    runs = [nets.padded_net(norm, sides, seed=s) for s in (0, 1)]
+    said = predict(spec, depth=len(sides), width=128, positions=[s * s for s in sides], batch_size=16)
+    assert said.cosine == pytest.approx(mean(r.cosines[-1] for r in runs), abs=said.cosine_error)
+    assert said.cosine_pooled == pytest.approx(mean(r.pooled[-1] for r in runs), abs=0.08)
+    assert said.rate == pytest.approx(mean(r.rate for r in runs), abs=said.rate_error)
+
+
+def test_variance_norm_is_covered_within_its_wider_error():
+    runs = [nets.padded_net(nets.variance, SHRINKING, seed=s) for s in (0, 1)]
+    said = predict("variance", depth=20, width=128, positions=[s * s for s in SHRINKING], batch_size=16)
+    assert said.cosine == pytest.approx(mean(r.cosines[-1] for r in runs), abs=said.cosine_error)
+    assert said.rate == pytest.approx(mean(r.rate for r in runs), abs=said.rate_error)
+    assert any("finite width" in note for note in said.notes)
+
+
 def test_cosine_rises_and_rate_falls_with_the_group_size_in_theory_and_in_nets():
     said = [on_maps(f"group:size={g}") for g in GROUPS]
     seen = [measured(nets.conv_net, nets.group(g)) for g in GROUPS]

@@ -26,7 +26,10 @@ def brute_channels(g, s, centred, a, b, n=None, seed=0):
     for h in (np.maximum(x, 0.0), np.maximum(-x, 0.0)):
         within += ((h.sum(3) ** 2 - (h**2).sum(3)) / (s * (s - 1))).mean() / q / 2
         across += (h[0].mean(2) * h[1].mean(2)).mean() / q / 2
-    d = rng.standard_normal(x.shape) * (x > 0)
+    d = rng.standard_normal(x.shape)
+    if centred and g == 1:  # what comes back through the next layer's norm sums to zero over a set of one channel
+        d = (d - d.mean((2, 3), keepdims=True)) * np.sqrt(m / (m - 1))
+    d = d * (x > 0)
     back = d - x * (x * d).mean((2, 3), keepdims=True)
     if centred:
         back = back - d.mean((2, 3), keepdims=True)
@@ -47,7 +50,10 @@ def brute_samples(batch, s, centred, a, b, n=4000, seed=0):
     within = ((h.sum(2) ** 2 - (h**2).sum(2)) / (s * (s - 1))).mean() / q if s > 1 else 0.0
     means = h.mean(2)
     across = ((means.sum(1) ** 2 - (means**2).sum(1)) / (batch * (batch - 1))).mean() / q
-    d = rng.standard_normal(y.shape) * (y > 0)
+    d = rng.standard_normal(y.shape)
+    if centred:
+        d = (d - d.mean((1, 2), keepdims=True)) * np.sqrt(batch * s / (batch * s - 1))
+    d = d * (y > 0)
     back = d - xhat * (y * d).mean((1, 2), keepdims=True)
     if centred:
         back = back - d.mean((1, 2), keepdims=True)
@@ -55,7 +61,7 @@ def brute_samples(batch, s, centred, a, b, n=4000, seed=0):
 
 
 def step(layer, a, b):
-    out = layer.step(np.array([[a]]), np.array([[b]]))
+    out = layer.step(np.array([[a]]), np.array([[b]]), np.array([[b]]))
     return tuple(float(v[0, 0]) for v in (out.q, out.a, out.b, out.gain))
 
 
@@ -112,4 +118,4 @@ def test_small_sample_sets_against_brute_force(batch, s, centred):
 def test_identical_samples_stay_identical():
     layer = ChannelSets(np.array([4, 16]), np.array([64, 64]), np.array([True, True]))
     a = np.array([[0.999999], [0.999999]])
-    np.testing.assert_allclose(layer.step(a, a).b, 1.0, atol=1e-3)
+    np.testing.assert_allclose(layer.step(a, a, a).b, 1.0, atol=1e-3)

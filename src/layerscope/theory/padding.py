@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -59,15 +61,50 @@ def kept_by_layer(sides: Sequence[int], first: int | None = None) -> tuple[float
     return tuple(factors)
 
 
-def leak(side: float) -> float:
-    """Mean over an H x H map of f (1 - f), with f the share of taps that meet a pixel.
+@dataclass(frozen=True)
+class Border:
+    """What the border of a zero-padded 3 x 3 convolution does, as averages over the positions of its output."""
 
-    A filter of mean zero no longer has mean zero where some of its taps fall off the map, so a part f (1 - f) of its
-    variance sees the mean of its input, which is the same for all samples.
+    met: float
+    """f: share of taps that meet a pixel; also what two samples keep in common at one position."""
+    shared: float
+    """o: the same for two different positions: taps that meet a pixel at both."""
+    leak: float
+    """f - f^2 per position: how much a filter of mean zero sees of its input's mean. Zero away from the border."""
+    leak_apart: float
+    """o - f f' for two different positions."""
+
+    @property
+    def fade(self) -> float:
+        """O / f: factor by which correlations between different positions fall short of those at one position."""
+        return self.shared / self.met
+
+
+#: No padding, or a circular one: every tap meets a pixel.
+NO_BORDER = Border(1.0, 1.0, 0.0, 0.0)
+
+
+@lru_cache(maxsize=1024)
+def border(side: int, before: int | None = None) -> Border:
+    """The border of a convolution from a map of side ``before`` to one of ``side`` (strided if smaller).
+
+    Correlations between two positions p and p' pass through a tap only if it meets a pixel from both. On a 2 x 2 map
+    that is true of 1 tap in 9 to 2 in 9 where 4 in 9 meet one, so what different positions share fades by 0.42 per
+    layer while what two samples share at *one* position does not: deep layers get a code of the position, the same
+    for all samples, that no centring over positions together removes.
     """
-    h = float(side)
-    if h <= 1.0:
-        return (1.0 / 9.0) * (8.0 / 9.0)
-    edge, inner = 2.0 / h, 1.0 - 2.0 / h
-    second = (edge * (2.0 / 3.0) ** 2 + inner) ** 2
-    return flat_factor(h) - second
+    before = before or side
+    stride = max(1, -(-before // side))
+    centres = np.arange(side) * stride
+    met = np.stack([(centres + k >= 0) & (centres + k < before) for k in (-1, 0, 1)], axis=1).astype(float)
+    both = met @ met.T / 3.0
+    own = np.diag(both)
+    count = side * side
+    if count == 1:
+        f = float(own[0]) ** 2
+        return Border(f, f, f - f * f, 0.0)
+    pairs = count * (count - 1)
+    f, f2 = float(own.mean()) ** 2, float((own**2).mean()) ** 2
+    shared = (float(both.sum()) ** 2 - float(own.sum()) ** 2) / pairs
+    products = (float(own.sum()) ** 4 - float((own**2).sum()) ** 2) / pairs
+    return Border(f, shared, f - f2, shared - products)

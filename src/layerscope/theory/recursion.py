@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from layerscope.theory.kernels import CENTRED_COSINE
 from layerscope.theory.laws import Law
-from layerscope.theory.padding import kept_by_layer, leak
+from layerscope.theory.padding import NO_BORDER, Border, border, kept_by_layer
 from layerscope.theory.sets import LARGE, Across, ChannelSets, Layer, SampleSets, Step
 from layerscope.theory.small_sets import SmallSets
 from layerscope.theory.weight_layers import Features, weight_layer
@@ -43,7 +43,9 @@ class Path:
     """What the recursion says of one stack, one entry for each layer."""
 
     b: tuple[float, ...]
-    """Cosine of the features of two samples."""
+    """Cosine of the features of two samples at one position."""
+    d: tuple[float, ...]
+    """The same at two positions."""
     a: tuple[float, ...]
     """Cosine of the features of one sample at two positions."""
     q: tuple[float, ...]
@@ -80,7 +82,9 @@ def _begins(short: Stack, long: Stack) -> bool:
 
 
 def _cut(path: Path, depth: int) -> Path:
-    return Path(path.b[:depth], path.a[:depth], path.q[:depth], path.gain[:depth], path.gain_raw[:depth])
+    return Path(
+        path.b[:depth], path.d[:depth], path.a[:depth], path.q[:depth], path.gain[:depth], path.gain_raw[:depth]
+    )
 
 
 def _blocks(stacks: list[Stack]) -> list[list[Stack]]:
@@ -106,35 +110,43 @@ def _run_block(stacks: list[Stack], seed: int) -> list[Path]:
 
 
 def _weights(stacks: list[Stack], depth: int) -> tuple[list[Floats], ...]:
-    kept, leaked = _padding(stacks, depth)
-    ones = np.ones((len(stacks), 1))
+    borders = _borders(stacks, depth)
+    kept = np.ones((depth, len(stacks), 1))
+    for row, stack in enumerate(stacks):
+        if sides := _sides(stack, depth):
+            kept[:, row, 0] = kept_by_layer(sides)
+    fade, leak, leak_apart = (_series(borders, name) for name in ("fade", "leak", "leak_apart"))
     cosine = _column(s.input_cosine for s in stacks)
-    laws = [s.law.weights for s in stacks]
-    states = [[Features(ones[:1], 0 * ones[:1], c, c, ones[:1])] for c in np.split(cosine, len(stacks))]
-    factors: list[list[Floats]] = [[] for _ in stacks]
-    for row, law in enumerate(laws):
+    one = np.ones((1, 1))
+    trail: list[tuple[list[Features], list[Floats]]] = []
+    for row, stack in enumerate(stacks):
+        c, here = cosine[row : row + 1], slice(row, row + 1)
+        states, factors = [Features(one, 0.0 * one, c, c, c, one)], []
         for layer in range(depth):
-            after, factor = weight_layer(law, states[row][-1], kept[layer][row : row + 1], leaked[layer][row : row + 1])
-            states[row].append(after)
-            factors[row].append(factor)
-    out: tuple[list[Floats], ...] = ([], [], [], [], [])
+            border = (kept[layer][here], fade[layer][here], leak[layer][here], leak_apart[layer][here])
+            after, factor = weight_layer(stack.law.weights, states[-1], *border)
+            states.append(after)
+            factors.append(factor)
+        trail.append((states[1:], factors))
+    out: tuple[list[Floats], ...] = ([], [], [], [], [], [])
     for layer in range(depth):
-        now = [s[layer + 1] for s in states]
-        nxt = [s[min(layer + 2, depth)] for s in states]
-        raw = np.concatenate([f[min(layer + 1, depth - 1)] for f in factors])
+        following = min(layer + 1, depth - 1)
+        now, nxt = ([states[k] for states, _ in trail] for k in (layer, following))
+        raw = np.concatenate([factors[following] for _, factors in trail])
         shrink = np.concatenate([n.t / m.t for n, m in zip(now, nxt, strict=True)])
-        for series, value in zip(
-            out, (*(np.concatenate([getattr(n, k) for n in now]) for k in "baq"), raw * shrink, raw), strict=True
-        ):
+        features = (np.concatenate([getattr(n, k) for n in now]) for k in "bdaq")
+        for series, value in zip(out, (*features, raw * shrink, raw), strict=True):
             series.append(value)
     return out
 
 
 def _norms(stacks: list[Stack], depth: int, seed: int) -> tuple[list[Floats], ...]:
-    a = b = _column(s.input_cosine for s in stacks)
+    a = b = d = _column(s.input_cosine for s in stacks)
     q_before = np.full((len(stacks), 1), 0.5)
+    fade = _series(_borders(stacks, depth), "fade")
     centred_filters = stacks[0].law.filters_centred
-    out: tuple[list[Floats], ...] = ([], [], [], [], [])
+    restored = 1.0 - CENTRED_COSINE if centred_filters else 1.0
+    out: tuple[list[Floats], ...] = ([], [], [], [], [], [])
     sizes: list[tuple[int, int]] = []
     layer_map: Layer | None = None
     for layer in range(depth):
@@ -142,16 +154,13 @@ def _norms(stacks: list[Stack], depth: int, seed: int) -> tuple[list[Floats], ..
         if layer_map is None or now != sizes:
             layer_map, sizes = build_layer([s.law for s in stacks], now, seed), now
         if centred_filters and layer:
-            a, b = (np.maximum((r - CENTRED_COSINE) / (1.0 - CENTRED_COSINE), 0.0) for r in (a, b))
-        step = layer_map.step(a, np.clip(b, 0.0, 1.0))
-        restored = 1.0 - CENTRED_COSINE if centred_filters else 1.0
-        for series, value in zip(
-            out,
-            (step.b, step.a, step.q, step.gain / (step.q * restored), step.gain / (q_before * restored)),
-            strict=True,
-        ):
+            a, b, d = (np.maximum((r - CENTRED_COSINE) / (1.0 - CENTRED_COSINE), 0.0) for r in (a, b, d))
+        a, d = fade[layer] * a, np.clip(fade[layer] * d, 0.0, 1.0)
+        step = layer_map.step(a, np.clip(b, 0.0, 1.0), d)
+        gains = step.gain / (step.q * restored), step.gain / (q_before * restored)
+        for series, value in zip(out, (step.b, step.d, step.a, step.q, *gains), strict=True):
             series.append(value)
-        a, b, q_before = step.a, step.b, step.q
+        a, b, d, q_before = step.a, step.b, step.d, step.q
     return out
 
 
@@ -181,37 +190,53 @@ class _Parts:
     def __init__(self, parts: list[tuple[NDArray[np.int64], Layer]], count: int) -> None:
         self._parts, self._count = parts, count
 
-    def step(self, a: Floats, b: Floats) -> Step:
+    def step(self, a: Floats, b: Floats, d: Floats) -> Step:
         """One layer of all configurations."""
-        out = Step(*(np.empty((self._count, 1)) for _ in range(4)))
+        out = Step(*(np.empty((self._count, 1)) for _ in range(5)))
         for rows, layer in self._parts:
-            part = layer.step(a[rows], b[rows])
-            out.q[rows], out.a[rows], out.b[rows], out.gain[rows] = part.q, part.a, part.b, part.gain
+            part = layer.step(a[rows], b[rows], d[rows])
+            out.q[rows], out.a[rows], out.b[rows], out.d[rows], out.gain[rows] = (
+                part.q,
+                part.a,
+                part.b,
+                part.d,
+                part.gain,
+            )
         return out
 
 
 class _Pointwise:
-    """Statistics of one position each: two positions of a sample meet the norm as two samples do."""
+    """Statistics of one position each: any two elements at different places meet the norm as two samples do."""
 
     def __init__(self, layer: Layer) -> None:
         self._layer = layer
 
-    def step(self, a: Floats, b: Floats) -> Step:
+    def step(self, a: Floats, b: Floats, d: Floats) -> Step:
         """One layer of all configurations."""
-        across = self._layer.step(a, b)
-        within = self._layer.step(a, np.clip(a, 0.0, 1.0))
-        return Step(across.q, within.b, across.b, across.gain)
+        own, within, apart = (self._layer.step(a, r, r) for r in (b, np.clip(a, 0.0, 1.0), d))
+        return Step(own.q, within.b, own.b, apart.b, own.gain)
 
 
-def _padding(stacks: list[Stack], depth: int) -> tuple[list[Floats], list[Floats]]:
-    kept, leaked = np.ones((depth, len(stacks), 1)), np.zeros((depth, len(stacks), 1))
+def _borders(stacks: list[Stack], depth: int) -> list[list[Border]]:
+    """Indexed by layer and stack."""
+    borders = [[NO_BORDER] * len(stacks) for _ in range(depth)]
     for row, stack in enumerate(stacks):
-        if stack.padded and stack.positions[0] > 1:
-            sides = [max(1, round(math.sqrt(s))) for s in stack.positions]
-            sides += sides[-1:] * (depth - len(sides))
-            kept[:, row, 0] = kept_by_layer(sides)
-            leaked[:, row, 0] = [leak(h) for h in sides]
-    return list(kept), list(leaked)
+        sides = _sides(stack, depth)
+        for layer, (before, side) in enumerate(zip(sides[:1] + sides, sides, strict=False)):
+            borders[layer][row] = border(side, before)
+    return borders
+
+
+def _sides(stack: Stack, depth: int) -> list[int]:
+    """Map sides of a zero-padded stack, the last one repeated up to ``depth``; none where nothing is padded."""
+    if not stack.padded or stack.positions[0] == 1:
+        return []
+    sides = [max(1, round(math.sqrt(s))) for s in stack.positions]
+    return sides + sides[-1:] * (depth - len(sides))
+
+
+def _series(borders: list[list[Border]], name: str) -> list[Floats]:
+    return [_column(getattr(b, name) for b in layer) for layer in borders]
 
 
 def _column(values: Iterable[float]) -> Floats:

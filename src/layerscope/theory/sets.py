@@ -1,11 +1,13 @@
 """One normalized ReLU layer as a map of three numbers, by sampling whose cost does not depend on the set's size.
 
 The state of a layer is what two positions and two samples have in common before the norm: ``a``, the correlation of
-the pre-activations of one sample at two positions, and ``b``, the correlation across two samples; channels are
-independent Gaussians of unit second moment. A norm draws its statistics from a *set* of ``units`` x ``positions``
+the pre-activations of one sample at two positions, ``b``, the correlation across two samples at one position, and
+``d``, that across two samples at two positions (equal to b unless there is a border, see
+:mod:`layerscope.theory.padding`); channels are independent Gaussians of unit second moment. A norm draws its
+statistics from a *set* of ``units`` x ``positions``
 elements: the units are the g channels of a group (GroupNorm, Instance Norm at g = 1, LayerNorm at g = C) or the B
 samples of a batch (BatchNorm). One layer is then: draw a set; subtract its mean; divide by its standard deviation;
-ReLU; read off the new a and b, and the factor on the squared gradient.
+ReLU; read off the new a, b and d, and the factor on the squared gradient.
 
 What is looked at is one *own* unit of the set; the *other* units enter sigma^2 through one chi-square each for their
 means and for the spread around those (for two samples, the means' part is a 2 x 2 Wishart matrix, by Bartlett's
@@ -18,6 +20,11 @@ fewer than 32 go to :mod:`layerscope.theory.small_sets`.
 Squared-gradient factor of one norm-ReLU layer, for unit-second-moment input (the He convolution's 2 is the caller's):
 E |J^T d|^2 / m with d = standard normal masked by the open ReLUs and J = (I - 1 1^T/m - xhat xhat^T/m) / sigma the
 norm's Jacobian; its expectation over d is  E[ open (1 - 1/m - xhat^2/m) / sigma^2 ], m = units x positions.
+
+If the sets of the next layer are the same elements of one channel (BatchNorm, Instance Norm), the gradient that comes
+back from it sums to zero over the set already, and less of it is projected out: with c the mean cosine of two
+features of a set, the bracket's mean is  1 - (3/2 + 1/(pi (m-1)) - c) / m  instead of  1 - 2/m
+(:func:`gradient_of_centred_sets`).
 
 Assumptions: infinite width; positions exchangeable (circular padding, data without spatial structure); the gradient
 independent of the activations.
@@ -64,7 +71,9 @@ class Step:
     a: Floats
     """Their cosine between two positions of one sample."""
     b: Floats
-    """Their cosine between two samples."""
+    """Their cosine between two samples at one position."""
+    d: Floats
+    """Their cosine between two samples at two positions."""
     gain: Floats
     """Factor on the squared gradient through norm and ReLU, for unit-second-moment input."""
 
@@ -72,8 +81,8 @@ class Step:
 class Layer(Protocol):
     """Anything that maps correlations before a norm to those after norm and ReLU."""
 
-    def step(self, a: Floats, b: Floats) -> Step:
-        """One layer, from correlations a and b of shape [K, 1]."""
+    def step(self, a: Floats, b: Floats, d: Floats) -> Step:
+        """One layer, from correlations a, b and d of shape [K, 1]."""
         ...
 
 
@@ -97,11 +106,12 @@ class ChannelSets:
         within = self.units * (self.positions - 1)
         self._within = other.chi2(within), other.chi2(within)
 
-    def step(self, a: Floats, b: Floats) -> Step:
-        """One layer, from correlations a and b of shape [K, 1]."""
+    def step(self, a: Floats, b: Floats, d: Floats) -> Step:
+        """One layer, from correlations a, b and d of shape [K, 1]."""
         g, s = self.units, self.positions
         spread = np.maximum(a + (1.0 - a) / s, _TINY)  # variance of a channel's mean over positions
-        rho = np.clip(b / spread, 0.0, 1.0)
+        mean_b = (b + (s - 1) * d) / s
+        rho = np.clip(mean_b / spread, 0.0, 1.0)
         rest = np.sqrt(1.0 - rho * rho)
         kept = 1.0 - self.centred / g
 
@@ -123,11 +133,17 @@ class ChannelSets:
         here, other = _Unit(mean, a, s, inverse / m), _Unit(mean_other, a, s, inverse / m)
         scale = here.square(spread * kept, inverse)
         backward = inverse * (1.0 - self.centred / m) - (mean * mean + here.noise2) * fourth / m
+        a_out = np.minimum(here.elsewhere(spread * kept, inverse) / scale, 1.0)
         return Step(
             q=np.full_like(scale, 0.5),  # the mean of xhat^2 over a set is 1
-            a=np.minimum(here.elsewhere(spread * kept, inverse) / scale, 1.0),
-            b=np.minimum(here.times(other, spread * kept, b * kept, crossed) / scale, 1.0),
-            gain=_mean(backward) / 2.0,
+            a=a_out,
+            b=np.minimum(
+                here.times(other, spread * kept, mean_b * kept, crossed, (b - d) * (1.0 - 1.0 / s)) / scale, 1.0
+            ),
+            d=np.minimum(here.times(other, spread * kept, mean_b * kept, crossed, (d - b) / s) / scale, 1.0),
+            gain=_mean(backward)
+            / 2.0
+            * np.where((g == 1) & (self.centred == 1), gradient_of_centred_sets(m, a_out), 1.0),
         )
 
 
@@ -149,10 +165,13 @@ class SampleSets:
         rest = np.maximum(self.units - 2, 0)
         self._others = other.chi2(rest - 1), other.chi2(self.units * (self.positions - 1))
 
-    def step(self, a: Floats, b: Floats) -> Step:
-        """One layer, from correlations a and b of shape [K, 1]."""
+    def step(self, a: Floats, b: Floats, d: Floats) -> Step:
+        """One layer, from correlations a, b and d of shape [K, 1]."""
         batch, s = self.units, self.positions
-        spread = np.maximum(a + (1.0 - a) / s - b, 0.0)  # variance of a sample's mean around what all samples share
+        mean_b = (b + (s - 1) * d) / s
+        spread = np.maximum(
+            a + (1.0 - a) / s - mean_b, 0.0
+        )  # variance of a sample's mean around what all samples share
         root = np.sqrt(spread)
         pair, rest = np.where(batch > 1, 1.0, 0.0), np.maximum(batch - 2, 0)
         mean, mean_other = root * self._mean, root * self._mean_new * pair
@@ -162,19 +181,36 @@ class SampleSets:
         others = (spread * self._others[0] + (1.0 - a) / s * self._others[1]) / batch
         inverse, _, fourth = _inverse_variances(own, own, others, others)
 
-        shared = self.keeps * (mu + np.sqrt(np.maximum(b, 0.0)) * self._shared)
-        common = self.keeps * (b + spread / batch) - spread / batch
+        shared = self.keeps * (mu + np.sqrt(np.maximum(mean_b, 0.0)) * self._shared)
+        common = self.keeps * (mean_b + spread / batch) - spread / batch
         m = batch * s
         here, other = _Unit(mean - mu + shared, a, s, inverse / m), _Unit(mean_other - mu + shared, a, s, inverse / m)
         scale = here.square(spread + common, inverse)
         projected = (shared - (mean - mu)) * (mean - mu + shared) - here.noise2
         backward = inverse * (1.0 - (1.0 - self.keeps) / m) + projected * fourth / m
-        return Step(
-            q=np.where(self.keeps > 0.0, scale, 0.5),
-            a=np.minimum(here.elsewhere(spread + common, inverse) / scale, 1.0),
-            b=np.minimum(here.times(other, spread + common, common, inverse) / scale, 1.0),
-            gain=_mean(backward) / 2.0,
+        a_out = np.minimum(here.elsewhere(spread + common, inverse) / scale, 1.0)
+        b_out, d_out = (
+            np.minimum(here.times(other, spread + common, common, inverse, residual) / scale, 1.0)
+            for residual in ((b - d) * (1.0 - 1.0 / s), (d - b) / s)
         )
+        alike = ((s - 1) * a_out + (batch - 1) * (b_out + (s - 1) * d_out)) / np.maximum(m - 1, 1)
+        gain = _mean(backward) / 2.0 * np.where(self.keeps > 0.0, 1.0, gradient_of_centred_sets(m, alike))
+        return Step(np.where(self.keeps > 0.0, scale, 0.5), a_out, b_out, d_out, gain)
+
+
+def gradient_of_centred_sets(m: Floats | Ints | int, alike: Floats | float) -> Floats:
+    """Share of a gradient that sums to zero over the set that a centring norm lets pass, over that of any gradient.
+
+    (1 - (3/2 + 1/(pi (m-1)) - c) / m) / (1 - 2/m). Of d = open * g, with g of mean zero over the set, the projection
+    on 1 has mean square 1/4 + 1/(2 pi (m-1)) and that on xhat (1 - c)/2, where both would be 1/2 for independent g.
+
+    Args:
+        m: elements of the set, at least 3.
+        alike: c, mean cosine of the ReLU features of two of them.
+    """
+    size = np.asarray(m, dtype=np.float64)
+    passed = 1.0 - (1.5 + 1.0 / (np.pi * np.maximum(size - 1.0, 1.0)) - alike) / size
+    return np.asarray(passed / np.maximum(1.0 - 2.0 / size, _TINY))
 
 
 class _Unit:
@@ -209,10 +245,29 @@ class _Unit:
         exact = _relu_product(variance + self.noise2, variance - self.inner)
         return _weighted(product, self._drawn(self), weight, exact)
 
-    def times(self, other: _Unit, variance: Floats, covariance: Floats, weight: Floats) -> Floats:
-        """E[w phi(x) phi(y)] with y in another unit; ``variance`` and ``covariance`` of the units' means."""
-        exact = _relu_product(variance + self.noise2, covariance)
-        return _weighted(self._product(other), self._drawn(other), weight, exact)
+    def times(self, other: _Unit, variance: Floats, covariance: Floats, weight: Floats, residual: Floats) -> Floats:
+        """E[w phi(x) phi(y)] with y in another unit.
+
+        Args:
+            other: that unit.
+            variance: of the units' means.
+            covariance: between them.
+            weight: w.
+            residual: covariance of the positions' residuals; it enters as a series (Mehler's, here to fourth order).
+        """
+        exact = _relu_product(variance + self.noise2, covariance + residual)
+        product, drawn = self._product(other), self._drawn(other)
+        if residual.any():
+            noise2 = np.maximum(self.noise2, _TINY)
+            rho = np.clip(residual / noise2, -1.0, 1.0)
+            opens = (self.open * other.open + (1.0 - self.open) * (1.0 - other.open)) / 2.0
+            z, y, densities = self.mean / np.sqrt(noise2), other.mean / np.sqrt(noise2), self.density * other.density
+            series = 0.5 + rho * z * y / 6.0 + rho**2 * (z * z - 1.0) * (y * y - 1.0) / 24.0
+            product = product + residual * (opens + rho * densities * series)
+            # the same e in both: at rho = 1 this is what square() takes
+            both_open = opens + np.arcsin(rho) * densities
+            drawn = drawn * (1.0 + rho**2) * np.sqrt(1.0 - rho**2) + 2.0 * rho * self.share * noise2**2 * both_open
+        return _weighted(product, drawn, weight, exact)
 
     def _product(self, other: _Unit) -> Floats:
         return np.asarray((self.relu * other.relu + (self.relu - self.mean) * (other.relu - other.mean)) / 2.0)

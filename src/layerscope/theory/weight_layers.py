@@ -1,15 +1,16 @@
 """ReLU layers that are normalized through their weights, or not at all: closed recursions, no sampling.
 
 Weights act on all samples alike, so nothing fluctuates and the state is exact: second moment q and mean m of the
-features (over channels), cosines a (two positions of one sample) and b (two samples). With weight variance v / fan-in,
-centring of the filters c in {0, 1}, and feature map h = s (phi(u) - o):
+features (over channels), cosines a (two positions of one sample), b (two samples at one position) and d (at two).
+With weight variance v / fan-in, centring of the filters c in {0, 1}, and feature map h = s (phi(u) - o):
 
     t  = v (lambda (q - c m^2) + c l m^2)                    second moment of the pre-activation u
-    t r = v (lambda (q b - c m^2) + c l m^2)                 its covariance across samples (the same with a)
+    t r = v (lambda (q b - c m^2) + c l m^2)                 its covariance across samples; with a and d, lambda' and l'
     q' = s^2 (t/2 - 2 o sqrt(t / 2 pi) + o^2),   q' b' = s^2 (t/2 kappa(r) - 2 o sqrt(t / 2 pi) + o^2)
     squared gradient: factor v lambda s^2 / 2 per layer
 
-lambda and l are what zero padding keeps and leaks (:mod:`layerscope.theory.padding`); 1 and 0 without it.
+lambda and l are what zero padding keeps and leaks, lambda' and l' the same between different positions
+(:mod:`layerscope.theory.padding`); 1 and 0 without it.
 
 ======================= ======= === ========================================================================
 no norm                 v = 2   c=0 s = 1, o = 0: q is kept (lambda aside), b -> kappa(b)
@@ -67,28 +68,38 @@ class Features:
     m: Floats
     a: Floats
     b: Floats
+    d: Floats
     t: Floats
     """Second moment of the pre-activation they came from."""
 
 
-def weight_layer(law: WeightLaw, before: Features, kept: Floats, leaked: Floats) -> tuple[Features, Floats]:
+def weight_layer(
+    law: WeightLaw, before: Features, kept: Floats, fade: Floats, leaked: Floats, leaked_apart: Floats
+) -> tuple[Features, Floats]:
     """One layer: the state after it, and its factor on the squared gradient.
 
     Args:
         law: which layer.
         before: state of its input.
         kept: lambda, shape [K, 1].
-        leaked: l, shape [K, 1].
+        fade: lambda' / lambda.
+        leaked: l.
+        leaked_apart: l'.
     """
     mean2 = before.m**2 if law.centred else np.zeros_like(before.m)
-    common = law.variance * mean2 * (leaked - kept)
-    t = np.maximum(law.variance * kept * before.q + common, 1e-300)
-    r_a = (law.variance * kept * before.q * before.a + common) / t
-    r_b = (law.variance * kept * before.q * before.b + common) / t
+
+    def covariance(cosine: Floats | float, share: Floats, leak: Floats) -> Floats:
+        return np.asarray(law.variance * (share * (before.q * cosine - mean2) + leak * mean2))
+
+    t = np.maximum(covariance(1.0, kept, leaked), 1e-300)
+    correlations = (
+        covariance(before.a, kept * fade, leaked_apart) / t,
+        covariance(before.b, kept, leaked) / t,
+        covariance(before.d, kept * fade, leaked_apart) / t,
+    )
     mean = np.sqrt(t) * RELU_MEAN
     shift = law.offset**2 - 2.0 * law.offset * mean
     scale2 = law.scale**2
     q = np.maximum(scale2 * (t / 2.0 + shift), 1e-300)
-    a, b = (scale2 * (t / 2.0 * kappa(r) + shift) / q for r in (r_a, r_b))
-    after = Features(q, law.scale * (mean - law.offset), np.clip(a, -1.0, 1.0), np.clip(b, -1.0, 1.0), t)
-    return after, law.variance * kept * scale2 / 2.0
+    a, b, d = (np.clip(scale2 * (t / 2.0 * kappa(r) + shift) / q, -1.0, 1.0) for r in correlations)
+    return Features(q, law.scale * (mean - law.offset), a, b, d, t), law.variance * kept * scale2 / 2.0

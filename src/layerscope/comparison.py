@@ -105,7 +105,7 @@ def compare(
                     profiles.append(profile)
                     if micro_steps:
                         micro.append(
-                            verdict.micro_train(
+                            verdict.real_steps(
                                 built.module, data, lr=lr, steps=micro_steps,
                                 batch_size=batch_size, loss=loss, output=output, seed=seed,
                             )

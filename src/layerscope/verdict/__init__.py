@@ -16,9 +16,7 @@ from typing import TYPE_CHECKING
 from layerscope._lazy import lazy
 
 if TYPE_CHECKING:
-    from layerscope.verdict.micro import StableRate as StableRate
-    from layerscope.verdict.micro import micro_train as micro_train
-    from layerscope.verdict.micro import stable_rate as stable_rate
+    from layerscope.verdict.micro import real_steps as real_steps
     from layerscope.verdict.rules import judge as judge
     from layerscope.verdict.thresholds import Thresholds as Thresholds
     from layerscope.verdict.types import Analytic as Analytic
@@ -32,9 +30,7 @@ __getattr__, __dir__, __all__ = lazy(
     __name__,
     {
         "judge": "rules",
-        "micro_train": "micro",
-        "stable_rate": "micro",
-        "StableRate": "micro",
+        "real_steps": "micro",
         "MicroTrain": "types",
         "Thresholds": "thresholds",
         "Analytic": "types",

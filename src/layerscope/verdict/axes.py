@@ -217,8 +217,8 @@ def _over_seeds(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def _number(value: float) -> str:
-    return (
-        f"{value:.2g}"
-        if 1e-3 <= abs(value) < 1e3 or value == 0
-        else f"{value:.1e}".replace("e+0", "e").replace("e-0", "e-")
-    )
+    """Three digits; powers of ten as 3.3e15."""
+    if value == 0 or 1e-3 <= abs(value) < 1e3:
+        return f"{value:.3g}"
+    digits, _, power = f"{value:.1e}".partition("e")
+    return f"{digits}e{int(power)}" if power else digits

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from layerscope.verdict.types import Axis, AxisName, Level
 
 
@@ -52,6 +54,15 @@ def remedies(axes: tuple[Axis, ...], *, residual: bool, tokens: bool, norm: str,
     if level.get("F") == "caution":
         found.append("warm up the learning rate; scale residual branches by 1/sqrt(depth) or use SkipInit")
     return tuple(dict.fromkeys(found))[:5]
+
+
+def _more_centred(norm: str) -> str:
+    """Smaller groups than those in use, while there are any that still keep per-sample means."""
+    size = re.fullmatch(r"group:(?:.*,)?size=(\d+).*", norm)
+    if size is None:
+        return "small groups (group:size=4), or "
+    smaller = min(4, int(size[1]) // 2)
+    return f"smaller groups (group:size={smaller}), or " if smaller >= 2 else ""
 
 
 def _forward(axis: Axis, residual: bool, norm: str) -> list[str]:

@@ -35,7 +35,7 @@ def judge(
 
     Args:
         profiles: one network's profile, or the same choice at several seeds.
-        micro: a few real training steps per seed, see :func:`layerscope.verdict.micro_train`.
+        micro: a few real training steps per seed, see :func:`layerscope.verdict.real_steps`.
         thresholds: the cut-offs.
         analytic: also ask the mean-field theory and report where it disagrees.
 
@@ -100,7 +100,7 @@ def judge(
     advice = remedies(found, residual=path.kind == "residual", tokens=path.tokens, norm=several[0].norm, tiny_sets=tiny)
     if label == "unstable" and any(m.diverged for m in micro):
         advice = (f"lower the learning rate below {micro[0].lr:g}, or warm it up", *advice)[:5]
-    return Verdict(label, found, _sentence(reason) + second, advice, where, route, tuple(micro))
+    return Verdict(label, found, _sentence(reason) + second, advice, where, route, micro=tuple(micro))
 
 
 def _diverged(micro: Sequence[MicroTrain]) -> str:

@@ -78,10 +78,10 @@ class Verdict(Shown):
     remedies: tuple[str, ...] = ()
     where: str | None = None
     analytic: Analytic | None = None
-    micro: tuple[MicroTrain, ...] = ()
-    """A few real steps per seed, where they were asked for."""
     track_record: str = ""
     """How often verdicts of this kind were right on trainings held out from their making; empty if not measured."""
+    micro: tuple[MicroTrain, ...] = ()
+    """A few real steps per seed, where they were asked for."""
 
     @classmethod
     def unknown(cls, reason: str) -> Verdict:

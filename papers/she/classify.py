@@ -3,7 +3,7 @@
 Two commands, because the engine and the trainer may live in two environments::
 
     python papers/she/classify.py train                 # writes papers/she/results/net.npz and training.json
-    python papers/she/classify.py encrypt --images 12   # needs layerscope[encrypted]; writes encrypted.json
+    python papers/she/classify.py encrypt --count 12   # needs layerscope[encrypted]; writes encrypted-0.json
 
 Network: 14 x 14 Fashion-MNIST (2 x 2 averages), two convolutions, exact ReLU, exact max-pool, one linear layer.
 """
@@ -95,8 +95,8 @@ def train(seed: int = 0, epochs: int = 12) -> None:
     print(json.dumps(record, indent=1))
 
 
-def encrypt(count: int = 12) -> None:
-    """Classify the first ``count`` test images under encryption and hold every logit against the reference."""
+def encrypt(count: int = 12, first: int = 0) -> None:
+    """Classify ``count`` test images from ``first`` on under encryption, and hold every logit against the reference."""
     from layerscope.methods.encrypted import plain
     from layerscope.methods.encrypted.backends.serial import graph_from_bytes
     from layerscope.methods.encrypted.network import encode
@@ -123,9 +123,9 @@ def encrypt(count: int = 12) -> None:
         "evaluation_key_bytes_sent": len(keys),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} torch threads, shared with other work",
         "images": [],
-        "command": f"python papers/she/classify.py encrypt --count {count}",
+        "command": f"python papers/she/classify.py encrypt --count {count} --first {first}",
     }
-    for i in range(count):
+    for i in range(first, first + count):
         codes, clipped = encode(graph, x[i : i + 1], clip=True)
         start, cpu = time.perf_counter(), time.process_time()
         request = client.encrypt(x[i : i + 1], clip=True)
@@ -152,7 +152,7 @@ def encrypt(count: int = 12) -> None:
         record["wall_seconds_min"] = float(min(r["wall_seconds"] for r in record["images"]))
         record["cpu_seconds_median"] = float(np.median([r["cpu_seconds"] for r in record["images"]]))
         record["peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        (RESULTS / "encrypted.json").write_text(json.dumps(record, indent=1) + "\n")
+        (RESULTS / f"encrypted-{first}.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

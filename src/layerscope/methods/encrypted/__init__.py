@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from layerscope.methods.encrypted.costs.cost import cost as cost
     from layerscope.methods.encrypted.costs.records import CostReport as CostReport
     from layerscope.methods.encrypted.costs.timings import probe_concrete as probe_concrete
+    from layerscope.methods.encrypted.distortion import study_activations as study_activations
     from layerscope.methods.encrypted.errors import EncryptedError as EncryptedError
     from layerscope.methods.encrypted.errors import EngineError as EngineError
     from layerscope.methods.encrypted.errors import EnvelopeError as EnvelopeError
@@ -60,6 +61,7 @@ __getattr__, __dir__, __all__ = lazy(
         "CircuitNet": "backends.circuit",
         "CkksNet": "backends.ckks",
         "Square": "backends.ckks",
+        "study_activations": "distortion",
         "cost": "costs.cost",
         "advise": "costs.advice",
         "CostReport": "costs.records",

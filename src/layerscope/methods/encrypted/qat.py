@@ -110,7 +110,8 @@ class QatNet(nn.Module):
         if step.op == "relu":
             scale, top = self.scales[step.name], 2**self.settings.act_bits - 1
             clipped = x.clamp(0, top * scale)
-            rounded = torch.floor(clipped / scale + 0.5).clamp(0, top) * scale
+            # halves go up as in the integers; the nudge keeps float noise from sending them down
+            rounded = torch.floor(clipped / scale + (0.5 + 1e-4)).clamp(0, top) * scale
             return clipped + (rounded - clipped).detach()
         return evaluate(step, values)
 

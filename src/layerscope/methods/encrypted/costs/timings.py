@@ -92,7 +92,7 @@ def timing(name: str) -> Timing:
 def probe_concrete(
     lookups: tuple[int, ...] = (3, 4, 5, 6), widths: tuple[int, ...] = (6, 8, 10), count: int = 16
 ) -> Timing:
-    """Measure Concrete here: wall seconds of one lookup and of one exact bit removal, amortised over ``count`` values.
+    """Measure Concrete here: CPU seconds of one lookup and of one exact bit removal, amortised over ``count`` values.
 
     Each entry is a circuit of its own with its own keys, so that an engine's parameters suit the width; in a network
     the widest value decides and small lookups cost more. Takes minutes.
@@ -113,9 +113,9 @@ def probe_concrete(
         circuit.keygen()
         encrypted = circuit.encrypt(samples[2])
         circuit.run(encrypted)
-        start = time.perf_counter()
+        start = time.process_time()
         circuit.run(encrypted)
-        taken = (time.perf_counter() - start) / count
+        taken = (time.process_time() - start) / count
         return taken, int(circuit.size_of_bootstrap_keys + circuit.size_of_keyswitch_keys)
 
     def looked_up(bits: int) -> tuple[float, int]:
@@ -138,4 +138,4 @@ def probe_concrete(
 
     name = f"concrete {version('concrete-python')} probed"
     lookup = tuple((bits, taken) for bits, (taken, _) in table)
-    return Timing(name, f"measured here, {count} values a call", None, removal, lookup, keys)
+    return Timing(name, f"CPU seconds measured here, {count} values a call", None, removal, lookup, keys)

@@ -1,7 +1,7 @@
 """Mixture Normalization in the generator of a small DCGAN on Fashion-MNIST, with the scale control.
 
-    python papers/mixture-normalization/gan.py            # four generators, two seeds: gan.json
-    python papers/mixture-normalization/gan.py --table    # the table of the README from gan.json
+    python papers/mixture-normalization/gan.py            # four generators, two seeds: results/gan.json
+    python papers/mixture-normalization/gan.py --table    # the table of the README from results/gan.json
 
 The distance is Frechet's, between Gaussians fitted to the 64 penultimate features of a classifier trained here (its
 test accuracy is printed and stored): 3000 generated images against the 10,000 test images. Images are generated with
@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from layerscope import data, norms, training
 
 HERE = Path(__file__).parent
-ROWS = HERE / "gan.json"
+ROWS = HERE / "results" / "gan.json"
 LATENT, BATCH, MARKS = 64, 64, (150, 300, 450)
 
 ARMS = {

@@ -1,14 +1,13 @@
-"""The card's picture from rows.json: smoothed training loss over steps, mean of the seeds and their range.
+"""The card's picture from results/: smoothed training loss over steps, mean of the seeds and their range.
 
 python papers/mixture-normalization/picture.py
 """
 
 from __future__ import annotations
 
-import json
 import statistics
 
-from run import CASES, HERE, ROWS, SMOOTH, STEPS, smoothed
+from run import CASES, HERE, SMOOTH, STEPS, smoothed, stored
 
 WIDTH, HEIGHT, LEFT, TOP = 360, 220, 46, 34
 #: arm -> colour and dash; readable without telling red from green, and told apart by the dash as well
@@ -57,7 +56,7 @@ def panel(rows: list[dict[str, object]], case: str, left: float, top_value: floa
 
 
 def main() -> None:
-    rows = json.loads(ROWS.read_text())
+    rows = [row for case in CASES for row in stored(case)]
     total_width = LEFT + len(CASES) * (WIDTH + 40)
     out = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {total_width} {TOP + HEIGHT + 78}" '

@@ -1,9 +1,9 @@
 """Mixture Normalization against its controls, on data with one mode and with three.
 
-    python papers/mixture-normalization/run.py            # every arm, both cases, three seeds: rows.json
-    python papers/mixture-normalization/run.py --table    # the tables of the README from rows.json
+    python papers/mixture-normalization/run.py            # every arm, both cases, three seeds: results/
+    python papers/mixture-normalization/run.py --table    # the tables of the README from results/
 
-A trial that stands in rows.json is not run again.
+A trial that stands in results/ is not run again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from layerscope import data, norms, training
 
 HERE = Path(__file__).parent
-ROWS = HERE / "rows.json"
+RESULTS = HERE / "results"
 STEPS, BATCH, SMOOTH = 400, 128, 40
 
 #: arm -> norm of each of the three layers
@@ -119,6 +119,12 @@ def share_of_steps(row: dict[str, object], reference: dict[str, object]) -> floa
     return None
 
 
+def stored(case: str) -> list[dict[str, object]]:
+    """The trials of a case that have been run."""
+    path = RESULTS / f"{case}.json"
+    return json.loads(path.read_text()) if path.exists() else []
+
+
 def tables(rows: list[dict[str, object]]) -> str:
     """The README's tables: per case and arm, every seed."""
     found = {(r["case"], r["arm"], r["seed"]): r for r in rows}
@@ -152,21 +158,23 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--table", action="store_true", help="print the tables and run nothing")
     args = parser.parse_args()
-    rows: list[dict[str, object]] = json.loads(ROWS.read_text()) if ROWS.exists() else []
     if not args.table:
         torch.set_num_threads(1)
-        done = {(r["case"], r["arm"], r["seed"]) for r in rows}
         for case in args.case:
             train, test = images("train", case), images("test", case)
+            rows = stored(case)
+            done = {(r["case"], r["arm"], r["seed"]) for r in rows}
             for seed in range(args.seeds):
                 for arm in args.arm:
                     if (case, arm, seed) in done:
                         continue
                     row = trial(arm, case, seed, train, test)
                     rows.append(row)
-                    ROWS.write_text("[\n" + ",\n".join(json.dumps(r) for r in rows) + "\n]\n")
+                    RESULTS.mkdir(exist_ok=True)
+                    text = "[\n" + ",\n".join(json.dumps(r) for r in rows) + "\n]\n"
+                    (RESULTS / f"{case}.json").write_text(text)
                     print(case, seed, arm, f"{row['accuracy']:.3f} {row['accuracy_running']:.3f}", flush=True)
-    print(tables(rows))
+    print(tables([row for case in CASES for row in stored(case)]))
 
 
 if __name__ == "__main__":

@@ -266,6 +266,17 @@ def test_seeding_finds_separated_clusters_and_leaves_the_global_generator_alone(
     assert all(torch.equal(a, b) for a, b in zip(fitted, again, strict=True))
 
 
+def test_several_starts_find_modes_of_very_different_scale() -> None:
+    scale = torch.tensor([1.0, 2.5, 0.05])
+    centres = torch.tensor([[0.0] * 4, [4.0] * 4, [-5.0] * 4])
+    for seed in range(8):
+        g = generator(seed)
+        label = torch.randint(3, (1500,), generator=g)
+        x = centres[label] + scale[label].unsqueeze(1) * torch.randn(1500, 4, generator=g)
+        fitted = seed_mixture(x, 3, generator(seed + 100))
+        assert sorted(torch.cdist(centres, fitted.mean).argmin(1).tolist()) == [0, 1, 2], seed
+
+
 @pytest.mark.parametrize(
     "x", [torch.zeros(20, 3), torch.ones(2, 3) * 5, torch.cat([torch.zeros(99, 3), torch.full((1, 3), 1e4)])]
 )

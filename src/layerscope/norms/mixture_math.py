@@ -137,33 +137,37 @@ def em_step(x: Tensor, mixture: Mixture, eps: float = 0.0) -> tuple[Mixture, flo
 
 
 def seed_mixture(
-    x: Tensor,
-    k: int,
-    generator: torch.Generator,
-    *,
-    eps: float = 1e-5,
-    lloyd: int = 3,
-    steps: int = 10,
+    x: Tensor, k: int, generator: torch.Generator, *, eps: float = 1e-5, starts: int = 6, steps: int = 10
 ) -> Mixture:
-    """A mixture fitted from nothing: k-means++ centres, a few Lloyd steps, then EM.
+    """A mixture fitted from nothing: the likeliest of several k-means++ starts, then EM.
 
-    Values beyond five standard deviations of their channel are clipped first, so that no component is spent on a
-    single outlier.
+    Every start is k-means++, three Lloyd steps and three EM steps. One start alone split one mode and merged the two
+    others in 5 of 18 trials on the three contrast laws of ``papers/mixture-normalization``. Values beyond five standard deviations of their
+    channel are clipped first, so that no component is spent on a single outlier.
 
     Args:
         x: (M, C) samples, M at least 1.
         k: number of components.
         generator: source of randomness, on the CPU; the global generators are not touched.
         eps: added to the variances.
-        lloyd: k-means steps.
-        steps: EM steps.
+        starts: how many starts; a single component needs only one.
+        steps: EM steps from the best start.
     """
     centre, std = x.mean(0), x.std(0, correction=0)
     x = torch.minimum(torch.maximum(x, centre - 5 * std), centre + 5 * std)
-    total = x.var(0, correction=0)
+    tried = [_start(x, k, generator, eps) for _ in range(starts if k > 1 else 1)]
+    mixture = max(tried, key=lambda each: each[1])[0]
+    for _ in range(steps):
+        mixture, _ = em_step(x, floored(mixture, eps))
+    return mixture
+
+
+def _start(x: Tensor, k: int, generator: torch.Generator, eps: float) -> tuple[Mixture, float]:
+    """A mixture from k-means++, Lloyd and three EM steps, and its mean log-likelihood before the last of them."""
+    centre, total = x.mean(0), x.var(0, correction=0)
     scaled = (x - centre) / torch.sqrt(total + eps)
     label = _nearest(scaled, _plus_plus(scaled, k, generator))
-    for _ in range(lloyd):
+    for _ in range(3):
         centres, counts = _means(scaled, label, k)
         # an emptied cluster starts again at the sample that is served worst
         worst = (scaled - centres[label]).square().sum(1).argmax()
@@ -173,9 +177,10 @@ def seed_mixture(
     first = moments(x.t().unsqueeze(0), hard)
     present = (first.mass > 0).unsqueeze(1)
     mixture = Mixture(first.share, torch.where(present, first.mean, centre), torch.where(present, first.var, total))
-    for _ in range(steps):
-        mixture, _ = em_step(x, floored(mixture, eps))
-    return mixture
+    likelihood = -math.inf
+    for _ in range(3):
+        mixture, likelihood = em_step(x, floored(mixture, eps))
+    return mixture, likelihood
 
 
 def _plus_plus(x: Tensor, k: int, generator: torch.Generator) -> Tensor:

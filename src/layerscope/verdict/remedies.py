@@ -46,9 +46,7 @@ def remedies(axes: tuple[Axis, ...], *, residual: bool, tokens: bool, norm: str,
                 "keep per-sample means: group:size=2 or more, or batch; pooling a map standardized alone leaves nothing"
             )
         else:
-            found.append(
-                "use smaller groups (group:size=4), or batch at 16 samples or more: centring keeps samples apart"
-            )
+            found.append(f"use {_more_centred(norm)}batch at 16 samples or more: centring keeps samples apart")
             if not residual:
                 found.append("a residual net collapses more slowly than a plain one of the same depth")
     if level.get("F") == "caution":

@@ -142,8 +142,8 @@ def seed_mixture(
     """A mixture fitted from nothing: the likeliest of several k-means++ starts, then EM.
 
     Every start is k-means++, three Lloyd steps and three EM steps. One start alone split one mode and merged the two
-    others in 5 of 18 trials on the three contrast laws of ``papers/mixture-normalization``. Values beyond five standard deviations of their
-    channel are clipped first, so that no component is spent on a single outlier.
+    others in 5 of 18 trials on the three contrast laws of ``papers/mixture-normalization``. Values beyond five standard
+    deviations of their channel are clipped first, so that no component is spent on a single outlier.
 
     Args:
         x: (M, C) samples, M at least 1.

@@ -25,6 +25,8 @@ _PUBLIC: dict[str, tuple[str, str]] = {
     "plan_swap": ("layerscope.surgery", "plan_swap"),
     "net": ("layerscope.nets", "build"),
     "batch": ("layerscope.data", "batch"),
+    "fit": ("layerscope.training", "fit"),
+    "watch": ("layerscope.training", "watch"),
     "Comparison": ("layerscope.verdict.types", "Comparison"),
     "Profile": ("layerscope.probe.records", "Profile"),
     "Verdict": ("layerscope.verdict.types", "Verdict"),

@@ -8,7 +8,7 @@ import torch
 
 from layerscope import data
 from layerscope.data.images import Images
-from layerscope.errors import DataError
+from layerscope.errors import DataError, SpecError
 
 
 def images(pixels: np.ndarray) -> Images:
@@ -72,7 +72,7 @@ def test_options_do_not_change_what_a_sample_is() -> None:
     ],
 )
 def test_options_that_cannot_be(spec: str, says: str) -> None:
-    with pytest.raises(DataError, match=says):
+    with pytest.raises((DataError, SpecError), match=says):
         data.load(spec)
 
 

@@ -19,7 +19,6 @@ from layerscope._lazy import lazy
 
 if TYPE_CHECKING:
     from layerscope.data.catalogue import DataInfo as DataInfo
-    from layerscope.data.catalogue import Option as Option
     from layerscope.data.catalogue import info as info
     from layerscope.data.catalogue import names as names
     from layerscope.data.catalogue import parse as parse
@@ -32,7 +31,6 @@ __getattr__, __dir__, __all__ = lazy(
     __name__,
     {
         "DataInfo": "catalogue",
-        "Option": "catalogue",
         "info": "catalogue",
         "names": "catalogue",
         "parse": "catalogue",

@@ -5,33 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from layerscope.errors import DataError, did_you_mean
+from layerscope.parameters import Param, param
 from layerscope.spec import Spec, Value, parse_spec
-
-
-@dataclass(frozen=True)
-class Option:
-    """One ``key=value`` of a data spec."""
-
-    name: str
-    default: Value
-    text: str
-    least: int | None = None
-    """Smallest value allowed, for numbers."""
-
-    def check(self, value: Value, where: str) -> Value:
-        """``value``, if it has the type of the default and is not too small.
-
-        Raises:
-            DataError: it has not, or it is.
-        """
-        if type(self.default) is str:
-            value = str(value)
-        if type(value) is not type(self.default):
-            wanted = "true or false" if type(self.default) is bool else "a whole number"
-            raise DataError(f"{where}: {self.name}={value} is not {wanted} ({self.text})")
-        if self.least is not None and isinstance(value, int) and value < self.least:
-            raise DataError(f"{where}: {self.name}={value} must be at least {self.least}")
-        return value
 
 
 @dataclass(frozen=True)
@@ -40,17 +15,17 @@ class DataInfo:
 
     name: str
     summary: str
-    options: tuple[Option, ...]
+    options: tuple[Param, ...]
     source: str
 
 
 _IMAGE = (
-    Option("size", 0, "resize to size x size pixels (bilinear); 0 keeps the size", 0),
-    Option("pad", 0, "pad with black to pad x pad pixels, before resizing; 0 pads nothing", 0),
-    Option("channels", 0, "1 (grey) or 3; 0 keeps what the data set has", 0),
-    Option("limit", 0, "keep only the first so many samples; 0 keeps all", 0),
+    param("size", 0, "resize to size x size pixels (bilinear); 0 keeps the size", 0),
+    param("pad", 0, "pad with black to pad x pad pixels, before resizing; 0 pads nothing", 0),
+    param("channels", 0, "1 (grey) or 3; 0 keeps what the data set has", 0),
+    param("limit", 0, "keep only the first so many samples; 0 keeps all", 0),
 )
-_PATH = Option("path", "", "folder or file to read")
+_PATH = param("path", "", "folder or file to read")
 
 _DATA: tuple[DataInfo, ...] = (
     DataInfo(
@@ -63,17 +38,17 @@ _DATA: tuple[DataInfo, ...] = (
         "gaussian",
         "standard normal noise of any shape with random labels",
         (
-            Option("shape", "3x32x32", "shape of one sample, such as 3x32x32 or 256"),
-            Option("classes", 10, "labels are drawn evenly from 0 .. classes-1", 1),
-            Option("samples", 2048, "samples in each split", 1),
-            Option("seed", 0, "draws another set"),
+            param("shape", "3x32x32", "shape of one sample, such as 3x32x32 or 256"),
+            param("classes", 10, "labels are drawn evenly from 0 .. classes-1", 1),
+            param("samples", 2048, "samples in each split", 1),
+            param("seed", 0, "draws another set"),
         ),
         "drawn when asked for",
     ),
     DataInfo(
         "fashion-mnist",
         "70,000 articles of clothing, 28 x 28 grey, 10 classes; from disk",
-        (*_IMAGE, Option("download", False, "fetch the files (30 MB, checksums verified) if they are not on disk")),
+        (*_IMAGE, param("download", False, "fetch the files (30 MB, checksums verified) if they are not on disk")),
         "Xiao, Rasul, Vollgraf 2017, arXiv 1708.07747, MIT licence",
     ),
     DataInfo(
@@ -91,7 +66,7 @@ _DATA: tuple[DataInfo, ...] = (
     DataInfo(
         "imagefolder",
         "your own images: path/class/image.png, or path/train/class/image.png",
-        (_PATH, Option("size", 32, "images are cut square about their centre and resized to this", 1), *_IMAGE[2:]),
+        (_PATH, param("size", 32, "images are cut square about their centre and resized to this", 1), *_IMAGE[2:]),
         "yours",
     ),
     DataInfo(
@@ -125,8 +100,8 @@ def parse(spec: str | Spec) -> Spec:
     """Read a data spec and check its name and options.
 
     Raises:
-        SpecError: not of the form ``name:key=value,...``.
-        DataError: unknown name or option (nearest known ones are given), or a value of the wrong type.
+        SpecError: not of the form ``name:key=value,...``, or a value of the wrong type.
+        DataError: unknown name or option (nearest known ones are given).
 
     >>> str(parse("digits:size=32,channels=3"))
     'digits:size=32,channels=3'
@@ -136,10 +111,11 @@ def parse(spec: str | Spec) -> Spec:
     for key in read.kwargs:
         if key not in known:
             raise DataError(f"{read.name} has no option {key!r}: {did_you_mean(key, known)}")
-    return Spec(read.name, tuple((k, known[k].check(v, str(read))) for k, v in read.params))
+    return Spec(read.name, tuple((k, known[k].read(v, str(read))) for k, v in read.params))
 
 
 def arguments(spec: str | Spec) -> tuple[Spec, dict[str, Value]]:
     """The checked spec and all its options, defaults filled in."""
     read = parse(spec)
-    return read, {o.name: o.default for o in info(read.name).options} | read.kwargs
+    defaults = {o.name: o.default for o in info(read.name).options if o.default is not None}
+    return read, defaults | read.kwargs

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
 
 from layerscope.errors import SpecError, did_you_mean
-from layerscope.norms.facts import Kind, Param
+from layerscope.parameters import Param
+from layerscope.parameters import param as _param
 from layerscope.spec import Spec, Value, parse_spec
 
 
@@ -19,10 +19,6 @@ class NetInfo:
     params: tuple[Param, ...]
     source: str
     """Paper."""
-
-
-def _param(name: str, default: Value, text: str, low: float | None = None, choices: tuple[str, ...] = ()) -> Param:
-    return Param(name, cast("Kind", type(default).__name__), default, text, low=low, choices=choices)
 
 
 def _width(default: int, what: str = "channels of the first stage; later stages scale with it") -> Param:

@@ -153,33 +153,39 @@ def percentiles(steps: int = 300) -> None:
     (RESULTS / "percentiles.json").write_text(json.dumps(out) + "\n")
 
 
-def tables() -> None:
+def tables() -> str:
+    """Every finished trial as Markdown tables: mean over seeds, and half the range."""
     rows = [json.loads(f.read_text()) for f in sorted(RESULTS.glob("*.json")) if f.name != "percentiles.json"]
+    lines: list[str] = []
     for key in sorted({(r["family"], r["data"], r["epochs"]) for r in rows}):
         family, name, epochs = key
-        print(f"\n### {family} on {name}, {epochs} epoch(s)\n")
-        print("| hidden units | seeds | accuracy % | one pass | ECE % | random gain | rotated AUROC | permuted AUROC |")
-        print("|---|---|---|---|---|---|---|---|")
+        lines += [f"### {family} on {name}, {epochs} epoch(s)", ""]
+        lines += [
+            "| hidden units | seeds | accuracy % | one pass | ECE % | random gain | rotated AUROC | permuted AUROC |"
+        ]
+        lines += ["|---|---|---|---|---|---|---|---|"]
         for kind in HIDDEN if family == "mlp" else CONV:
             some = [r for r in rows if (r["family"], r["data"], r["epochs"], r["kind"]) == (*key, kind)]
             if some:
-                cells = [
-                    spread([100 * r[k] for r in some], digits)
-                    for k, digits in (
-                        ("accuracy", 1), ("accuracy_one_pass", 1), ("ece", 1), ("accuracy_random_gain", 1),
-                    )
-                ]  # fmt: skip
+                percent = ("accuracy", "accuracy_one_pass", "ece", "accuracy_random_gain")
+                cells = [spread([100 * r[k] for r in some], 1) for k in percent]
                 cells += [spread([r[k] for r in some], 2) for k in ("auroc_rotated", "auroc_permuted")]
-                print(f"| {kind} | {len(some)} | " + " | ".join(cells) + " |")
-        bits = [r["bits"] for r in rows if (r["family"], r["data"], r["epochs"], r["kind"]) == (*key, "nsm")]
-        if bits:
-            print("\nnsm, accuracy % on 1,000 test images with fixed-point weights (10 passes): ", end="")
-            print(", ".join(f"{b} bits {spread([100 * r[b] for r in bits], 1)}" for b in bits[0]))
+                lines.append(f"| {kind} | {len(some)} | " + " | ".join(cells) + " |")
+        ours = [r for r in rows if (r["family"], r["data"], r["epochs"], r["kind"]) == (*key, "nsm")]
+        if ours:
+            cells = [f"{b} bits {spread([100 * r['bits'][b] for r in ours], 1)}" for b in ours[0]["bits"]]
+            angles = zip(*(r["entropy_by_angle"] for r in ours), strict=True)
+            means = ", ".join(f"{statistics.mean(values):.2f}" for values in angles)
+            lines += ["", "nsm with fixed-point weights, accuracy %: " + ", ".join(cells) + "."]
+            lines += ["", f"nsm, predictive entropy (nats) of inputs rotated by 0, 30, ..., 180 degrees: {means}."]
+        lines.append("")
     file = RESULTS / "percentiles.json"
     if file.exists():
-        print("\n| network, learning rate | spread, last over first | largest drift of the median |\n|---|---|---|")
+        lines += ["### Pre-activations of the last hidden layer over 300 steps", ""]
+        lines += ["| network, learning rate | spread, last over first | largest drift of the median |", "|---|---|---|"]
         for key, value in json.loads(file.read_text()).items():
-            print(f"| {key} | {value['spread_last_over_first']} | {value['median_drift']} |")
+            lines.append(f"| {key} | {value['spread_last_over_first']} | {value['median_drift']} |")
+    return "\n".join(lines) + "\n"
 
 
 def spread(values: list[float], digits: int) -> str:
@@ -203,7 +209,8 @@ def main() -> None:
     elif args.what == "percentiles":
         percentiles()
     else:
-        tables()
+        (RESULTS / "tables.md").write_text(tables())
+        print(tables())
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_unknown_command_answers_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = run(capsys, "comprae")
     assert_one_sentence(code, err)
-    assert "did you mean 'compare'?" in err
+    assert "did you mean 'compare'" in err
 
 
 SMALL = ("--data", "digits:size=16", "--batch-size", "8")

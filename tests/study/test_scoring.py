@@ -58,7 +58,8 @@ def test_it_is_the_order_inside_a_stratum_that_counts():
 
 def test_strata_that_mostly_fail_are_left_out_of_ranking_but_not_of_auroc():
     table = grid(steady, nets=("a",)) + [
-        {**r, "outcome.fails": r["norm"] != "batch"} for r in grid(lambda n, t, s: 0.1, nets=("b",))
+        {**r, "outcome.fails": r["norm"] != "batch"}
+        for r in grid(lambda n, t, s: 0.1 + steady(n, t, s) / 100, nets=("b",))
     ]
     rows = entries(table, ["net"])
     scored = evaluate("s", rows, [0.0 if e.fails else e.outcome + 1 for e in rows])

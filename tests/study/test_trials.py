@@ -57,6 +57,8 @@ def test_the_same_configuration_gives_the_same_numbers_and_the_seed_matters(tmp_
         ({"norm": ["bacth"]}, SpecError, "batch"),
         ({"norm": ["batch"], "net": ["plan"]}, LayerscopeError, "plain"),
         ({"norm": ["batch"], "data": ["digitz"]}, DataError, "digits"),
+        ({"norm": ["batch"], "init": ["he-norml"]}, SpecError, "did you mean 'he-normal'"),
+        ({"norm": ["batch"], "net": ["resnet20"], "depth": [3]}, SpecError, "depth"),
         ({"norm": ["batch"], "batch_size": [0]}, LayerscopeError, "batch_size must be a whole number"),
     ],
 )

@@ -19,6 +19,8 @@ def probe_and_train(
     *,
     norm: str,
     net: str,
+    depth: int | None = None,
+    init: str = "as-built",
     data: str = "digits",
     batch_size: int = 32,
     lr: float = 0.1,
@@ -40,6 +42,8 @@ def probe_and_train(
     Args:
         norm: the norm choice.
         net: the network, as :func:`layerscope.sources.build` takes it.
+        depth: the ``depth`` of a reference net that has one, so that it can be an axis of its own.
+        init: how weights are drawn, see :func:`layerscope.study.initial.reinitialize`.
         data: the data set; ``digits:size=16`` and the like choose the image size.
         batch_size: of training, and of the batches that are probed.
         lr: learning rate.
@@ -55,13 +59,17 @@ def probe_and_train(
 
     Returns:
         ``verdict`` and the probe's numbers under ``init``, the first steps' under ``micro``, what training did under
-        ``outcome``; ``parameters`` and the losses of all steps.
+        ``outcome``; ``parameters`` and the losses of all steps. Mind that the first steps are a part of the training
+        whose mean accuracy is the outcome: the fewer steps, the more a score from ``micro`` foresees itself.
     """
     from layerscope import data as datasets
     from layerscope import probe, sources, training, verdict
+    from layerscope.study.initial import reinitialize
 
     train = datasets.load(data)
+    net = net_of(net, depth)
     built = sources.build(net, norm, in_shape=train.in_shape, classes=train.classes, seed=seed)
+    reinitialize(built.module, init, seed)
     chunks = max(probe_chunks, -(-32 // batch_size))
     batch = datasets.batch(train, chunks * batch_size, seed=seed)
     profile = probe.profile(built.module, batch, batch_size=batch_size, level=level, seed=seed, source=net, norm=norm)
@@ -89,6 +97,15 @@ def probe_and_train(
         "parameters": sum(p.numel() for p in built.module.parameters() if p.requires_grad),
         "losses": [round(loss, 5) for loss in history.losses],
     }
+
+
+def net_of(net: str, depth: int | None) -> str:
+    """The network's spec with a depth.
+
+    >>> net_of("plain:width=8", 10), net_of("mlp", 4), net_of("mlp", None)
+    ('plain:width=8,depth=10', 'mlp:depth=4', 'mlp')
+    """
+    return net if depth is None else f"{net}{',' if ':' in net else ':'}depth={depth}"
 
 
 def init_features(profile: Profile) -> dict[str, float | None]:
@@ -146,12 +163,16 @@ def _check(values: Mapping[str, Sequence[Any]]) -> None:
     """Every norm, network and data set of a study exists, before the first trial runs."""
     from layerscope import data as datasets
     from layerscope import nets, norms
+    from layerscope.study import initial
 
     for name in values.get("norm", ()):
         norms.parse(name)
+    for name in values.get("init", ()):
+        initial.check(name)
     for name in values.get("net", ()):
         if ":" not in name or name.split(":")[0] in nets.names():
-            nets.parse(name)
+            for depth in values.get("depth", (None,)):
+                nets.parse(net_of(name, depth))
     for name in values.get("data", ()):
         datasets.load(name)
     for name in ("batch_size", "steps"):

@@ -55,7 +55,7 @@ def cosine_by_depth(depth: int, input_cosine: float = 0.0) -> tuple[float, ...]:
     Source: Cho & Saul 2009; Daniely, Frostig & Singer 2016, arXiv 1602.05897.
 
     >>> [round(c, 3) for c in cosine_by_depth(3)]
-    [0.318, 0.495, 0.61]
+    [0.318, 0.494, 0.605]
     """
     cosines, c = [], float(input_cosine)
     for _ in range(depth):
@@ -125,7 +125,7 @@ def group_cosine_and_rate(depth: int, group_size: float) -> tuple[float, float]:
     the rate is low by up to 0.06. Use it as a quick bound; :func:`layerscope.theory.predict` does not need it.
 
     >>> tuple(round(v, 3) for v in group_cosine_and_rate(20, 1))
-    (0.318, 1.206)
+    (0.318, 1.199)
     """
     cosine, log_gain = 0.0, 0.0
     for layer in range(depth):

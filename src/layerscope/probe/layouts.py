@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
+from layerscope.norms.base import ChannelNorm
+from layerscope.norms.batch import BatchNorm
 from layerscope.probe.records import Layout
 
 
@@ -44,6 +46,8 @@ class AxisMemory:
 
 
 def _decides(module: nn.Module | None, out: Tensor) -> bool | None:
+    if isinstance(module, ChannelNorm | BatchNorm):
+        return out.ndim == 3
     if isinstance(module, _ConvNd | _NormBase | nn.GroupNorm):
         return False
     if isinstance(module, nn.Linear | nn.MultiheadAttention | nn.Embedding):

@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
+from layerscope.norms.batch import BatchNorm
 from layerscope.probe.layouts import AxisMemory, samples_first, view
 from layerscope.probe.outputs import first_tensor
 from layerscope.probe.plans import Plan, Planner
@@ -20,8 +22,6 @@ from layerscope.probe.points import Point
 from layerscope.probe.records import Level, Role
 from layerscope.probe.reducers import Reduced, Reducer, reduce_gradient
 from layerscope.probe.residual import is_sum_of_paths
-
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 @dataclass(slots=True)
@@ -99,7 +99,7 @@ class Recorder:
                     return  # a stage that hands on its last block's output is no block of its own
                 residual = point.role == "block" and out is not None and is_sum_of_paths(out)
                 if residual or not point.is_candidate:
-                    source = args[0] if type(module) in _BATCH_NORMS and args else None
+                    source = args[0] if args and _is_plain_batch_norm(module) else None
                     self.record(point.path, point.kind, point.role, point.block, module, out, source, residual)
 
         return on_forward
@@ -188,6 +188,12 @@ class Recorder:
         if tensor is None or tensor._version != version or out._version != version or tensor.numel() != out.numel():
             return None
         return trace
+
+
+def _is_plain_batch_norm(module: nn.Module) -> bool:
+    """Whether ``module`` computes what torch's batch norm does on the statistics of the batch, and nothing else."""
+    kind = type(module)
+    return issubclass(kind, _BatchNorm) and (kind is BatchNorm or kind.forward is _BatchNorm.forward)
 
 
 def _on_gradient(out: Tensor, into: list[Tensor]) -> None:

@@ -37,7 +37,7 @@ class LayerRecord:
     residual: bool = False
     """A block whose output is the sum of two paths, read off the autograd graph."""
 
-    # forward (section 4 of the method: activation variance, second moment, pre-activation std)
+    # forward
     variance: float | None = None
     """Mean over channels of the unbiased variance over samples and positions."""
     std: float | None = None

@@ -48,8 +48,11 @@ def profile(
         model: any module, on any device.
         batch: ``(x, y)``; or ``x`` alone, then the loss is cross entropy against label ``i mod K`` for outputs
             [N, K] and half the mean square otherwise.
-        level: ``light`` moments and gradients; ``standard`` also similarity everywhere and soft ranks (of up to 32
-            samples) after activations and blocks; ``deep`` soft ranks of all samples, also after norms, and extremes.
+        level: ``light``: moments at weight layers, norms, and activations or the block around them; gradients at
+            weight layers and blocks. ``standard``: moments everywhere; similarity everywhere but between a weight layer
+            and its activation; soft ranks (of up to 32 samples) and share of zeros after activations and blocks;
+            gradients everywhere but at norms and activations. ``deep``: similarity and gradients everywhere, soft
+            ranks of all samples, extremes; at norms soft ranks in place of the similarity.
         loss: ``cross_entropy``, ``mse`` or a function of (output, y) that returns a scalar.
         batch_size: the training batch size; the data are probed in whole batches of it and averaged. None: one batch.
         functional: also record functions that are no modules, such as ``F.relu`` and ``+``.

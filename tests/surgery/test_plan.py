@@ -114,6 +114,9 @@ def test_affine_can_start_afresh():
     nn.init.zeros_(net[0].weight)
     plan = plan_swap(net, "layer", keep_affine=False)
     assert "start with scale 0" in plan.notes[0]
+    assert "the new norms start at 1" in plan.notes[0]
+    assert "the new norms keep that" in plan_swap(net, "layer").notes[0]
+    assert "none has no such scale" in plan_swap(net, "none").notes[0]
     plan.apply()
     assert torch.equal(net[0].weight, torch.ones(6))
 

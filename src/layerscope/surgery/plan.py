@@ -203,7 +203,7 @@ def plan_swap(
         decision = planner.decide(path, module, known) if selected else Decision(notes=["not selected"])
         sites.append(_decided(site, decision))
         changes.append(tuple(decision.changes) if decision.refused is None else ())
-    notes = _notes(model, flow, found, sites)
+    notes = _notes(model, flow, found, sites, recipe, keep_affine)
     return SwapPlan(type(model).__name__, str(recipe.spec), tuple(sites), notes, model, tuple(changes))
 
 
@@ -240,7 +240,12 @@ def _stages(flow: Flow | None, known: Mapping[int, Known]) -> dict[int, int]:
 
 
 def _notes(
-    model: nn.Module, flow: Flow | None, found: list[tuple[str, nn.Module, Known]], sites: list[Site]
+    model: nn.Module,
+    flow: Flow | None,
+    found: list[tuple[str, nn.Module, Known]],
+    sites: list[Site],
+    recipe: norms.Recipe,
+    keep_affine: bool,
 ) -> tuple[str, ...]:
     notes = []
     if not found:
@@ -256,9 +261,11 @@ def _notes(
         )
     silent = sum(starts_silent(k) for (*_, k), s in zip(found, sites, strict=True) if s.status == "swap")
     if silent:
+        kept = "the new norms keep that (keep_affine=False starts them at 1)"
+        lost = f"{recipe.spec.name} has no such scale, so that these branches speak from the start"
         notes.append(
-            f"{silent} norm(s) start with scale 0, so that their residual branch is silent at initialization; a norm "
-            "with a scale keeps that (keep_affine=False starts it at 1)"
+            f"{silent} norm(s) start with scale 0, so that their residual branch is silent at initialization; "
+            + (lost if recipe.info.norm is None else kept if keep_affine else "the new norms start at 1")
         )
     return tuple(notes)
 

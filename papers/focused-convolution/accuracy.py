@@ -25,6 +25,7 @@ from layerscope.methods import focus
 
 HERE = Path(__file__).parent
 CANVAS = 192
+COPIES = 4  # canvases of each test digit
 
 
 def detector() -> nn.Module:
@@ -62,7 +63,7 @@ def _paste(image: Tensor, patch: Tensor, generator: torch.Generator, over: bool 
     window.copy_(patch if over else torch.maximum(window, patch))
 
 
-def digits_task(clutter: bool, steps: int, seed: int = 0) -> tuple[nn.Module, Tensor, Tensor]:
+def digits_task(clutter: bool, steps: int, seed: int = 0) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
     """A trained detector and test canvases whose digits it has not seen."""
     train, test = (data.load("digits", split=s) for s in ("train", "test"))
     grey = [0.5 * (s.x[:, 0] + 1) for s in (train, test)]
@@ -81,10 +82,11 @@ def digits_task(clutter: bool, steps: int, seed: int = 0) -> tuple[nn.Module, Te
         schedule.step()
         if step % 50 == 49:
             print(f"step {step + 1}: loss {loss.item():.3f}", file=sys.stderr, flush=True)
-    return net.eval(), canvas(grey[1], CANVAS, clutter, generator), test.y
+    group = torch.arange(len(test.y)).repeat(COPIES)  # the copies of one digit stay in one half
+    return net.eval(), canvas(grey[1].repeat(COPIES, 1, 1), CANVAS, clutter, generator), test.y.repeat(COPIES), group
 
 
-def lite0_task() -> tuple[nn.Module, Tensor, None]:
+def lite0_task() -> tuple[nn.Module, Tensor, None, None]:
     """EfficientNet-Lite0 with its ImageNet weights, and crops of scikit-image's photographs."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -108,7 +110,7 @@ def lite0_task() -> tuple[nn.Module, Tensor, None]:
                 continue
             pixels = pixels[..., None].expand(-1, -1, 3) if pixels.ndim == 2 else pixels[..., :3]
             crops += _crops(pixels.permute(2, 0, 1) / float(pixels.max()))
-    return net.eval(), (255 * torch.stack(crops) - 127) / 128, None
+    return net.eval(), (255 * torch.stack(crops) - 127) / 128, None, None
 
 
 def _crops(photo: Tensor, side: int = 224, count: int = 10) -> list[Tensor]:
@@ -132,13 +134,13 @@ def main() -> None:
     parser.add_argument("--scored", type=int, default=24, help="configurations to score, before fills")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    net, x, y = lite0_task() if args.task == "lite0" else digits_task(args.task == "clutter", args.steps)
+    net, x, y, group = lite0_task() if args.task == "lite0" else digits_task(args.task == "clutter", args.steps)
     with torch.no_grad():
         if y is not None:
             score = torch.cat([net(b).argmax(1) for b in x.split(32)]).eq(y).float().mean()
             print(f"dense accuracy {100 * float(score):.1f} % on {len(x)} images of {tuple(x.shape[1:])}")
     effort = focus.Effort(cuts=args.cuts, scored=args.scored)
-    batches = [x if y is None else (x, y)]
+    batches = [x if y is None or group is None else (x, y, group)]
     found = focus.focus(net, batches, max_accuracy_drop=args.budget, effort=effort, source=args.task)
     assert found.report is not None
     print(found.report)

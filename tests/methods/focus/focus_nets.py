@@ -127,11 +127,11 @@ class Lite(nn.Module):
             nn.ReLU(),
             SamePad(20, 20, 3, 2),
         )
-        self.head = nn.Linear(20, 7)
+        self.pool, self.head = nn.AdaptiveMaxPool2d(1), nn.Linear(20, 7)
 
     def forward(self, inputs: Tensor) -> Tensor:
         n = inputs.size(0)
-        x = F.adaptive_avg_pool2d(self.body(self.stem(inputs)), 1)
+        x = self.pool(self.body(self.stem(inputs)))
         return self.head(x.view(n, -1))
 
 

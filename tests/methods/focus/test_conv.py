@@ -8,7 +8,7 @@ from torch import nn
 from layerscope.methods.focus import FocusedConv2d
 from layerscope.methods.focus.errors import BuildError, FocusError, FocusTypeError
 from layerscope.methods.focus.levels import Level
-from layerscope.methods.focus.ops import conv_of
+from layerscope.methods.focus.read_modules import conv_of
 from methods.focus.focus_nets import make_mask
 
 BACKENDS = ("avx512", "avx2", "plain", "torch")

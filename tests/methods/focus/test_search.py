@@ -49,7 +49,7 @@ def spots(n: int = 96) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.fixture
 def slow_dense(monkeypatch: pytest.MonkeyPatch):
-    """A dense engine so slow that any focused model beats it: what the search decides is then about accuracy only."""
+    """A slow dense engine, and times that follow the active share: the decision is then about accuracy only."""
 
     def engines(model, example, compile_too=False):
         def run(x):
@@ -60,7 +60,16 @@ def slow_dense(monkeypatch: pytest.MonkeyPatch):
 
         return (Engine("eager", run),)
 
+    def timed(runs, images):
+        shares = []
+        for x in images:
+            runs["focused"](x)
+            shares.append(float(torch.stack(runs["focused"].last_aoi).float().mean()))
+        n = len(images)
+        return {"focused": [0.1 + s for s in shares], "full": [1.1] * n, "eager": [30.0] * n, "best": [30.0] * n}
+
     monkeypatch.setattr(searching, "all_engines", engines)
+    monkeypatch.setattr(searching, "interleaved", timed)
 
 
 def test_it_finds_the_spot_and_says_how(slow_dense):

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from layerscope.methods.focus.aoi import AoI
-from layerscope.methods.focus.backends import Backend, make_backend
+from layerscope.methods.focus.backend import Backend
+from layerscope.methods.focus.backends import make_backend
 from layerscope.methods.focus.errors import FocusError, FocusTypeError
 from layerscope.methods.focus.graph import check_input
 from layerscope.methods.focus.levels import Level, gather, scatter
-from layerscope.methods.focus.ops import Unsupported, conv_of
+from layerscope.methods.focus.ops import Unsupported
+from layerscope.methods.focus.read_modules import conv_of
 
 
 class FocusedConv2d(nn.Module):

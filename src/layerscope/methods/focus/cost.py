@@ -97,7 +97,10 @@ def measure(runner: Runner, dense: Callable[[Tensor], object], x: Tensor, *, rep
     for k, (grid, parent, geometry) in enumerate(full.chain):
         points = [(t.share(k), t.ms(k) / images) for t in seen.values()]
         points = sorted({round(s, 6): m for s, m in points}.items())
-        levels.append(LevelCost(grid, parent, geometry, tuple(p[0] for p in points), tuple(p[1] for p in points)))
+        ms = [p[1] for p in points]
+        for i in reversed(range(len(ms) - 1)):  # more positions never cost less, and noise only adds
+            ms[i] = min(ms[i], ms[i + 1])
+        levels.append(LevelCost(grid, parent, geometry, tuple(p[0] for p in points), tuple(ms)))
     return CostTable(tuple(levels), 1e3 * fixed / images, 1e3 * dense_time / images)
 
 

@@ -7,7 +7,8 @@ import time
 import torch
 from torch import Tensor, fx, nn
 
-from layerscope.methods.focus.backends import Backend, make_backend
+from layerscope.methods.focus.backend import Backend
+from layerscope.methods.focus.backends import make_backend
 from layerscope.methods.focus.cost import CostTable, clock, measure
 from layerscope.methods.focus.engines import Engine, all_engines
 from layerscope.methods.focus.errors import FocusError

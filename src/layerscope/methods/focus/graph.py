@@ -11,7 +11,8 @@ from torch import Tensor, fx, nn
 
 from layerscope.errors import did_you_mean
 from layerscope.methods.focus.errors import FocusError, FocusTypeError
-from layerscope.methods.focus.ops import Act, Affine, Context, Norm, Permute, Pool, Same, Unsupported, recognise
+from layerscope.methods.focus.ops import Act, Affine, Context, Norm, Permute, Pool, Same, Unsupported
+from layerscope.methods.focus.recognise import recognise
 
 #: Activations whose output is never negative, and those that dip slightly below zero.
 _NON_NEGATIVE, _NEARLY = ("relu", "relu6"), ("silu", "gelu", "hardswish")

@@ -269,7 +269,8 @@ class FocusedModel(nn.Module):
         assert self._relevance is not None
         if config.threshold == float("-inf"):
             return torch.ones(grid, dtype=torch.bool)
-        map_ = self._relevance(rows, grid)
+        assert self._runner is not None
+        map_ = self._relevance(rows, grid, self._runner.backend)
         return select(map_, config.threshold, grid=config.grid, shape=config.shape, halo=config.halo).contiguous()
 
     def _routes(self, level: Level) -> list[str]:

@@ -37,6 +37,7 @@ PoolArgs = _struct("PoolArgs", "x:p table:p n:i taps:i c:i mean:i count_padding:
 NormArgs = _struct("NormArgs", "x:p n:i c:i weight:p bias:p eps:d y:p")
 EltArgs = _struct("EltArgs", "a:p b:p scale:p n:i c:i act:i y:p")
 MeanArgs = _struct("MeanArgs", "x:p counts:p images:i c:i cells:i fill:p y:p")
+RelevanceArgs = _struct("RelevanceArgs", "x:p n:i c:i quadratic:p linear:p constant:d y:p")
 LevelArgs = _struct("LevelArgs", "mask:p images:i h:i w:i map:p position:p counts:p")
 TableArgs = _struct(
     "TableArgs",
@@ -59,7 +60,7 @@ class Native:
         self.isa: str = library.focus_name(handle).decode()
         self.panel: int = library.focus_panel(handle)
         self._library, self._handle = library, handle
-        for name in ("conv", "depthwise", "pool", "layer_norm", "elementwise", "mean"):
+        for name in ("conv", "depthwise", "pool", "layer_norm", "elementwise", "mean", "relevance"):
             function = getattr(library, f"focus_{name}")
             function.argtypes, function.restype = [_P, _P], None
         library.focus_large_pages.argtypes, library.focus_large_pages.restype = [_P, _I], None
@@ -96,6 +97,10 @@ class Native:
     def mean(self, args: Any) -> None:
         """Mean over the grid, image by image."""
         self._library.focus_mean(self._handle, ctypes.addressof(args))
+
+    def relevance(self, args: Any) -> None:
+        """One number per row: a quadratic form with a diagonal matrix."""
+        self._library.focus_relevance(self._handle, ctypes.addressof(args))
 
     def level(self, args: Any) -> int:
         """Row numbers of a mask; returns how many rows."""

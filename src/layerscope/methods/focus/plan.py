@@ -31,8 +31,8 @@ from layerscope.methods.focus.ops import (
     Same,
     ScaleBy,
     Unsupported,
-    recognise,
 )
+from layerscope.methods.focus.recognise import recognise
 
 
 @dataclass(eq=False)

@@ -21,8 +21,10 @@ import torch
 from torch import Tensor, fx
 
 from layerscope.errors import did_you_mean
+from layerscope.methods.focus.backend import Backend
 from layerscope.methods.focus.errors import FocusError
 from layerscope.methods.focus.graph import Traced
+from layerscope.methods.focus.rows_torch import TorchBackend
 
 NAMES = ("brightness", "norm", "novelty", "evidence", "random")
 
@@ -36,16 +38,13 @@ class Relevance:
     linear: Tensor | None
     constant: float = 0.0
 
-    def __call__(self, rows: Tensor, grid: tuple[int, int, int]) -> Tensor:
-        """The map [N, H, W] of features [N * H * W, C]."""
+    def __call__(self, rows: Tensor, grid: tuple[int, int, int], backend: Backend | None = None) -> Tensor:
+        """The map [N, H, W] of features [N * H * W, C], by the kernels of ``backend`` or in plain torch."""
         if self.name == "random":
             generator = torch.Generator().manual_seed(1)
             return torch.rand(grid[1:], generator=generator).expand(grid)
-        total = torch.full((rows.shape[0],), self.constant)
-        if self.quadratic is not None:
-            total = total + rows.square() @ self.quadratic
-        if self.linear is not None:
-            total = total + rows @ self.linear
+        chosen = backend or TorchBackend()
+        total = chosen.relevance(rows, self.quadratic, self.linear, self.constant)
         return total.view(grid)
 
 

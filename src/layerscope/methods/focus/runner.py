@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from layerscope.methods.focus.backends import Backend, CompiledBackend, RowOp, pack
-from layerscope.methods.focus.levels import Geometry, Level, gather, scatter
+from layerscope.methods.focus.backend import Backend, RowOp
+from layerscope.methods.focus.levels import Geometry, Level, scatter
 from layerscope.methods.focus.ops import Act, Add, Affine, Concat, Conv, GlobalMean, Norm, Pool, ScaleBy
 from layerscope.methods.focus.plan import ACTIVATIONS, Plan, Step
+from layerscope.methods.focus.rows_compiled import CompiledBackend, pack
+from layerscope.methods.focus.workspace import Workspace
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,45 +29,6 @@ class Rows:
 Value = Rows | Tensor
 #: Runs one step: (the step, every value so far, the step's place) -> its value.
 Operation = Callable[[Step, dict[fx.Node, Value], int], Value]
-
-
-class Workspace(threading.local):
-    """Buffers that are used again, so that a pass asks the system for no memory. One set per thread."""
-
-    def __init__(self, memory: Callable[[int], Tensor]) -> None:
-        self.memory = memory
-        self.free: list[Tensor] = []
-        self.lent: dict[int, Tensor] = {}
-        self.rest = torch.empty(0)
-
-    def take(self, rows: int, channels: int) -> Tensor:
-        """An uninitialised [rows, channels] tensor."""
-        need = rows * channels
-        fits = [b for b in self.free if b.numel() >= need]
-        if fits:
-            buffer = min(fits, key=Tensor.numel)
-            self.free = [b for b in self.free if b is not buffer]
-        else:
-            buffer = self._fresh(max(need, 1))
-        self.lent[buffer.data_ptr()] = buffer
-        return buffer[:need].view(rows, channels)
-
-    def _fresh(self, floats: int) -> Tensor:
-        floats = -(-floats // 16) * 16
-        if self.rest.numel() < floats:
-            self.rest = self.memory(max(floats, 1 << 22))
-        mine, self.rest = self.rest[:floats], self.rest[floats:]
-        return mine
-
-    def give(self, data: Tensor) -> None:
-        """Return what :meth:`take` gave; anything else is left alone."""
-        if (buffer := self.lent.pop(data.data_ptr(), None)) is not None:
-            self.free.append(buffer)
-
-    def clear(self) -> None:
-        """Take back everything that a failed pass left behind."""
-        self.free += self.lent.values()
-        self.lent = {}
 
 
 class Runner:
@@ -335,7 +297,7 @@ class Runner:
         def run(step: Step, env: dict[fx.Node, Value], i: int) -> Value:
             x = env[step.inputs[0]]
             assert isinstance(x, Rows)
-            mean = self.backend.mean(x.data, x.level, fill)
+            mean = _maximum(x, fill) if kind.maximum else self.backend.mean(x.data, x.level, fill)
             return mean[:, :, None, None] if kind.keepdim else mean
 
         return run
@@ -355,6 +317,16 @@ class Runner:
             return Rows(out, x.level)
 
         return run
+
+
+def _maximum(x: Rows, fill: Tensor | None) -> Tensor:
+    channels, cells = x.data.shape[1], x.level.mask.shape[1] * x.level.mask.shape[2]
+    absent = torch.zeros(channels) if fill is None else fill
+    found = []
+    for part in torch.split(x.data, x.level.counts.tolist()):
+        best = part.amax(0) if len(part) else absent
+        found.append(torch.maximum(best, absent) if len(part) < cells else best)
+    return torch.stack(found)
 
 
 def _elementwise(kind: Act) -> Operation:
@@ -377,6 +349,3 @@ def _concat(step: Step, env: dict[fx.Node, Value], i: int) -> Value:
         assert part.level is first.level
         data.append(part.data)
     return Rows(torch.cat(data, 1), first.level)
-
-
-__all__ = ["Rows", "Runner", "Value", "Workspace", "gather"]

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from layerscope.methods.focus.aoi import pool_cells, select
-from layerscope.methods.focus.backends import Backend, make_backend
+from layerscope.methods.focus.backend import Backend
+from layerscope.methods.focus.backends import make_backend
 from layerscope.methods.focus.cost import CostTable, clock, measure
 from layerscope.methods.focus.cuts import time_engines, time_shares, usable
 from layerscope.methods.focus.engines import Engine, all_engines
@@ -272,7 +273,7 @@ class _Search:
             for batch in batches:
                 rows, grid = runner.maps(runner.stem(batch.contiguous()))
                 for name, relevance in maps.items():
-                    found[name].append(relevance(rows, grid).clone())
+                    found[name].append(relevance(rows, grid, self.backend).clone())
         eager = self.engines[0].run
         assert eager is not None
         table = measure(runner, eager, self.example.contiguous())
@@ -288,7 +289,7 @@ class _Search:
             rows, grid = runner.maps(runner.stem(self.example.contiguous()))
             for _ in range(5):
                 start = now()
-                map_ = relevance(rows, grid)
+                map_ = relevance(rows, grid, self.backend)
                 select(map_, float(map_.median()), grid=side)
                 best = min(best, now() - start)
         return 1e3 * best / self.example.shape[0]
@@ -373,7 +374,7 @@ class _Search:
                 value = runner.stem(x.contiguous())
                 if maps is None:
                     rows, grid = runner.maps(value)
-                    relevance = place.relevance[config.relevance](rows, grid)
+                    relevance = place.relevance[config.relevance](rows, grid, self.backend)
                 else:
                     relevance = maps[i * size : i * size + len(x)]
                 mask = select(relevance, config.threshold, grid=config.grid, shape=config.shape, halo=config.halo)

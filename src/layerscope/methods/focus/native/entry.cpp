@@ -120,4 +120,9 @@ void focus_elementwise(const void* handle, const EltArgs* a) {
 }
 
 void focus_mean(const void* handle, const MeanArgs* a) { static_cast<const Kernels*>(handle)->mean(*a); }
+
+void focus_relevance(const void* handle, const RelevanceArgs* a) {
+  const Kernels& k = *static_cast<const Kernels*>(handle);
+  split(a->n, 100000 / (a->c + 1), [&](int64_t b, int64_t e) { k.relevance(*a, b, e); });
+}
 }

@@ -286,6 +286,21 @@ void mean(const MeanArgs& a) {
   }
 }
 
-const Kernels table{MR, NR, conv_tile, depthwise, pool, layer_norm, elementwise, mean};
+void relevance(const RelevanceArgs& a, int64_t first, int64_t last) {
+  for (int64_t row = first; row < last; ++row) {
+    const float* x = a.x + row * a.c;
+    V total = V::zero();
+    for (int64_t ch = 0; ch < a.c; ch += V::width) {
+      const int n = static_cast<int>(std::min<int64_t>(V::width, a.c - ch));
+      const V v = load_some(x + ch, n);
+      V weight = a.linear ? load_some(a.linear + ch, n) : V::zero();
+      if (a.quadratic) weight = fma(load_some(a.quadratic + ch, n), v, weight);
+      total = fma(weight, v, total);
+    }
+    a.y[row] = sum(total) + static_cast<float>(a.constant);
+  }
+}
+
+const Kernels table{MR, NR, conv_tile, depthwise, pool, layer_norm, elementwise, mean, relevance};
 
 }  // namespace

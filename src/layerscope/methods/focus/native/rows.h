@@ -72,6 +72,15 @@ struct MeanArgs {        // y[image] = (sum of its rows + (cells - rows) * fill)
   float* y;              // [images, c]
 };
 
+struct RelevanceArgs {   // y[row] = constant + sum_c (quadratic_c x_c + linear_c) x_c
+  const float* x;
+  int64_t n, c;
+  const float* quadratic; // null: zeros
+  const float* linear;    // null: zeros
+  double constant;
+  float* y;
+};
+
 struct LevelArgs {       // active positions in raster order, image after image
   const uint8_t* mask;   // [images, h, w]
   int64_t images, h, w;
@@ -106,6 +115,7 @@ struct Kernels {
   void (*layer_norm)(const NormArgs&, int64_t first, int64_t last);
   void (*elementwise)(const EltArgs&, int64_t first, int64_t last);
   void (*mean)(const MeanArgs&);
+  void (*relevance)(const RelevanceArgs&, int64_t first, int64_t last);
 };
 
 const Kernels* kernels_plain();

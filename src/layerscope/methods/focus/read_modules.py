@@ -1,0 +1,185 @@
+"""Modules of torch.nn as operations on rows; exact classes only, because a subclass may do anything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from layerscope.methods.focus.levels import Geometry
+from layerscope.methods.focus.ops import (
+    Act,
+    Affine,
+    Context,
+    Conv,
+    GlobalMean,
+    Kind,
+    Pad,
+    Pool,
+    Same,
+    Unsupported,
+)
+from layerscope.methods.focus.reading import (
+    first_argument,
+    need_channels,
+    norm_over,
+    pair,
+    pair_or_none,
+    pool_geometry,
+)
+
+
+def conv_of(module: nn.Conv2d) -> Conv:
+    """The layer as rows see it.
+
+    Raises:
+        Unsupported: a padding mode other than zeros, or padding that differs between the two sides.
+    """
+    if module.padding_mode != "zeros":
+        raise Unsupported(f"padding_mode {module.padding_mode!r}: only zeros")
+    if isinstance(module.padding, str):
+        total = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+        if module.padding == "same" and any(t % 2 for t in total):
+            raise Unsupported("padding 'same' with an even kernel pads the two sides differently")
+        padding = (total[0] // 2, total[1] // 2) if module.padding == "same" else (0, 0)
+    else:
+        padding = pair(module.padding)
+    bias = module.bias if module.bias is not None else module.weight.new_zeros(module.out_channels)
+    geometry = Geometry(pair(module.kernel_size), pair(module.stride), padding, pair(module.dilation))
+    return Conv(module.weight.detach(), bias.detach(), geometry, module.groups)
+
+
+def _conv(module: nn.Conv2d, node: fx.Node, context: Context) -> Kind:
+    need_channels(node, context, last=False)
+    return conv_of(module)
+
+
+def _linear(module: nn.Linear, node: fx.Node, context: Context) -> Kind:
+    need_channels(node, context, last=True)
+    bias = module.bias if module.bias is not None else module.weight.new_zeros(module.out_features)
+    return Conv(module.weight.detach()[:, :, None, None], bias.detach(), Geometry((1, 1)))
+
+
+def _batch_norm(module: nn.BatchNorm2d, node: fx.Node, context: Context) -> Kind:
+    need_channels(node, context, last=False)
+    if module.running_mean is None or module.running_var is None:
+        raise Unsupported("BatchNorm without running statistics normalises with the batch itself")
+    scale = (module.running_var + module.eps).rsqrt()
+    if module.weight is not None:
+        scale = scale * module.weight.detach()
+    shift = -module.running_mean * scale
+    return Affine(scale, shift if module.bias is None else shift + module.bias.detach())
+
+
+def _layer_norm(module: nn.LayerNorm, node: fx.Node, context: Context) -> Kind:
+    need_channels(node, context, last=True)
+    return norm_over(tuple(module.normalized_shape), module.weight, module.bias, module.eps)
+
+
+def _max_pool(module: nn.MaxPool2d, node: fx.Node, context: Context) -> Kind:
+    need_channels(node, context, last=False)
+    if module.return_indices:
+        raise Unsupported("max pooling that returns indices")
+    stride = module.stride if module.stride is not None else module.kernel_size
+    return Pool(pool_geometry(module.kernel_size, stride, module.padding, module.dilation, module.ceil_mode))
+
+
+def _avg_pool(module: nn.AvgPool2d, node: fx.Node, context: Context) -> Kind:
+    need_channels(node, context, last=False)
+    if module.divisor_override is not None:
+        raise Unsupported("average pooling with a divisor of its own")
+    if module.ceil_mode:
+        raise Unsupported("average pooling with ceil_mode: its divisor depends on the border")
+    geometry = pool_geometry(module.kernel_size, module.stride, module.padding, 1, False)
+    return Pool(geometry, mean=True, count_padding=module.count_include_pad)
+
+
+def _adaptive(module: nn.AdaptiveAvgPool2d, node: fx.Node, context: Context) -> Kind:
+    need_channels(node, context, last=False)
+    size, grid = pair_or_none(module.output_size), context.shapes[first_argument(node)][2:]
+    if size == (1, 1):
+        return GlobalMean(keepdim=True)
+    raise Unsupported(f"adaptive pooling of {tuple(grid)} to {module.output_size} needs the whole map")
+
+
+def _adaptive_max(module: nn.AdaptiveMaxPool2d, node: fx.Node, context: Context) -> Kind:
+    need_channels(node, context, last=False)
+    if pair_or_none(module.output_size) != (1, 1) or module.return_indices:
+        raise Unsupported("adaptive max pooling to another size than 1 needs the whole map")
+    return GlobalMean(keepdim=True, maximum=True)
+
+
+def zero_pad(module: nn.ZeroPad2d, node: fx.Node, context: Context) -> Pad:
+    """Zeros around the grid, if only convolutions read them."""
+    need_channels(node, context, last=False)
+    left, right, top, bottom = module.padding
+    if min(module.padding) < 0:
+        raise Unsupported("padding that crops")
+    modules = [context.modules.get(str(u.target)) if u.op == "call_module" else None for u in node.users]
+    users = zip(node.users, modules, strict=True)
+    if not all(type(m) is nn.Conv2d or u.target in CONVOLUTIONS for u, m in users):
+        raise Unsupported("zero padding that something else than a convolution reads")
+    return Pad(left, right, top, bottom)
+
+
+def _act_module(kind: str | None) -> Callable[[nn.Module, fx.Node, Context], Kind]:
+    def read(module: nn.Module, node: fx.Node, context: Context) -> Kind:
+        name = kind
+        if isinstance(module, nn.GELU) and module.approximate != "none":
+            name = None
+        return Act(name, _out_of_place(module))
+
+    return read
+
+
+def _out_of_place(module: nn.Module) -> Callable[[Tensor], Tensor]:
+    return lambda x: module(x.clone()) if getattr(module, "inplace", False) else module(x)
+
+
+def _same(module: nn.Module, node: fx.Node, context: Context) -> Kind:
+    return Same()
+
+
+def _softmaxless(kinds: dict[type[nn.Module], str | None]) -> dict[type[nn.Module], Any]:
+    return {cls: _act_module(kind) for cls, kind in kinds.items()}
+
+
+CONVOLUTIONS = (F.conv2d, torch.conv2d)
+
+
+MODULES: dict[type[nn.Module], Any] = {
+    nn.Conv2d: _conv,
+    nn.Linear: _linear,
+    nn.BatchNorm2d: _batch_norm,
+    nn.LayerNorm: _layer_norm,
+    nn.MaxPool2d: _max_pool,
+    nn.AvgPool2d: _avg_pool,
+    nn.AdaptiveAvgPool2d: _adaptive,
+    nn.AdaptiveMaxPool2d: _adaptive_max,
+    nn.ZeroPad2d: zero_pad,
+    nn.Identity: _same,
+    nn.Dropout: _same,
+    nn.Dropout2d: _same,
+    **_softmaxless(
+        {
+            nn.ReLU: "relu",
+            nn.ReLU6: "relu6",
+            nn.SiLU: "silu",
+            nn.GELU: "gelu",
+            nn.Hardswish: "hardswish",
+            nn.Hardsigmoid: None,
+            nn.Sigmoid: None,
+            nn.Tanh: None,
+            nn.LeakyReLU: None,
+            nn.ELU: None,
+            nn.CELU: None,
+            nn.SELU: None,
+            nn.Mish: None,
+            nn.Softplus: None,
+            nn.Hardtanh: None,
+        }
+    ),
+}

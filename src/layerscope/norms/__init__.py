@@ -36,10 +36,10 @@ if TYPE_CHECKING:
     from layerscope.norms.group import LayerNorm as LayerNorm
     from layerscope.norms.grouping import nearest_divisor as nearest_divisor
     from layerscope.norms.mixture import MixtureNorm as MixtureNorm
-    from layerscope.norms.mixture import MixtureNorm1d as MixtureNorm1d
-    from layerscope.norms.mixture import MixtureNorm2d as MixtureNorm2d
-    from layerscope.norms.mixture import MixtureNorm3d as MixtureNorm3d
     from layerscope.norms.mixture_channel import ChannelMixtureNorm as ChannelMixtureNorm
+    from layerscope.norms.mixture_kinds import MixtureNorm1d as MixtureNorm1d
+    from layerscope.norms.mixture_kinds import MixtureNorm2d as MixtureNorm2d
+    from layerscope.norms.mixture_kinds import MixtureNorm3d as MixtureNorm3d
     from layerscope.norms.mode import ModeNorm as ModeNorm
     from layerscope.norms.pointwise import DynamicErf as DynamicErf
     from layerscope.norms.pointwise import DynamicTanh as DynamicTanh
@@ -84,9 +84,9 @@ __getattr__, __dir__, __all__ = lazy(
         "LayerNorm": "group",
         "InstanceNorm": "group",
         "MixtureNorm": "mixture",
-        "MixtureNorm1d": "mixture",
-        "MixtureNorm2d": "mixture",
-        "MixtureNorm3d": "mixture",
+        "MixtureNorm1d": "mixture_kinds",
+        "MixtureNorm2d": "mixture_kinds",
+        "MixtureNorm3d": "mixture_kinds",
         "ChannelMixtureNorm": "mixture_channel",
         "ModeNorm": "mode",
         "recalibrate": "calibration",

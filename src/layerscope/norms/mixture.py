@@ -297,38 +297,6 @@ class MixtureNorm(ChannelNorm):
         )
 
 
-class MixtureNorm1d(MixtureNorm):
-    """Mixture normalization in place of ``nn.BatchNorm1d``: vectors [N, C] or sequences [N, C, L]."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, C] or [N, C, L] to the same shape."""
-        _require_rank(self, x, (2, 3), "[N, C] or [N, C, L]")
-        return super().forward(x.unsqueeze(-1)).squeeze(-1) if x.ndim == 3 else super().forward(x)
-
-
-class MixtureNorm2d(MixtureNorm):
-    """Mixture normalization in place of ``nn.BatchNorm2d``: maps [N, C, H, W]."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, C, H, W] to the same shape."""
-        _require_rank(self, x, (4,), "[N, C, H, W]")
-        return super().forward(x)
-
-
-class MixtureNorm3d(MixtureNorm):
-    """Mixture normalization in place of ``nn.BatchNorm3d``: volumes [N, C, D, H, W]."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, C, D, H, W] to the same shape."""
-        _require_rank(self, x, (5,), "[N, C, D, H, W]")
-        return super().forward(x)
-
-
-def _require_rank(layer: MixtureNorm, x: Tensor, ranks: tuple[int, ...], shape: str) -> None:
-    if x.ndim not in ranks:
-        raise NormInputError(f"{layer.label} takes {shape}, got {tuple(x.shape)}")
-
-
 def _temperature(value: str | float, channels: int) -> float:
     if value == "channels":
         return float(channels)

@@ -7,7 +7,7 @@ output independent of the stream and of mean zero:
 * pre-activation, a norm that gives unit second moment: the branch adds 1 whatever q_l is, so q_{l+1} = q_l + 1: linear.
   Variance Normalization does not centre, its branch carries 1 / (1 - b), with b the cosine between samples.
 * post-activation, y = phi(x + z) with stream x >= 0 and branch z: a norm makes z of unit second moment, and the
-  increment E phi(x + z)^2 - E x^2 tends to 1 from below; without one it is geometric (2.2 to 2.4).
+  increment E phi(x + z)^2 - E x^2 tends to 1 from below; without one it is geometric (2.40).
 * SkipInit / ReZero (the branch starts at 0): y = phi(x) = x. Exactly constant, unless the activation changes a stream
   that it has already passed: the scaled ReLU of Weight Normalization multiplies it by up to s^2 = 2 pi / (pi - 1) =
   2.934.
@@ -34,8 +34,9 @@ from layerscope.theory.recursion import Path
 
 Kind = Literal["constant", "linear", "exponential", "vanishing"]
 
-#: Growth per block of an un-normalized post-activation stream, a fixed point of the particle recursion.
-POST_FACTOR = 2.36
+#: Growth per block of an un-normalized post-activation stream: where E phi(x + z)^2 / E x^2 settles, block after block,
+#: for Gaussian z of twice the second moment of x (a He convolution doubles that of a rectified signal).
+POST_FACTOR = 2.40
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def growth_law(law: Law, topology: str, path: Path | None, positions: Sequence[i
     Args:
         law: the norm's law.
         topology: ``plain``, ``post``, ``pre``, ``post-skipinit`` or ``pre-skipinit``.
-        path: the recursion of a plain stack.
+        path: the recursion of the stack; only plain ones need it.
         positions: S of every layer or block.
         padded: whether convolutions are zero-padded.
     """

@@ -45,7 +45,7 @@ def reinitialize(module: nn.Module, init: str, seed: int) -> None:
     Args:
         module: a network on the CPU.
         init: ``as-built``, ``he-normal``, ``he-uniform``, ``lecun-normal``, ``xavier-normal`` or ``orthogonal``, each
-            but the first with an optional ``gain``, as in ``he-normal:gain=0.5``. ``orthogonal`` has ReLU's gain sqrt(2).
+            but the first with an optional ``gain``, as in ``he-normal:gain=0.5``. ``orthogonal`` is times 1.41.
         seed: of the draws; the global generators are not touched.
 
     Raises:

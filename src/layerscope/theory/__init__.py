@@ -4,10 +4,10 @@ torch.
 ::
 
     from layerscope import theory
-    p = theory.predict("group:size=8", depth=20, width=128, positions=64)
-    p.cosine, p.rate                  # 0.70 between samples at the last layer, gradients grow 1.088 per layer
-    theory.predict("batch", depth=20, positions=64, batch_size=4).rate
-    theory.predict("weight", depth=9, topology="post").growth        # 'exponential'
+    p = theory.predict("group:size=8", depth=20, width=128, positions=64)    # 20 layers on 8 x 8 maps
+    p.cosine, p.cosine_pooled, p.rate       # 0.85 between samples, 0.996 after pooling, gradients grow 1.048 a layer
+    theory.predict("batch", depth=20, positions=64, batch_size=4).batch_noise              # 8.9: the sample drowns
+    theory.predict("weight", depth=9, topology="post").growth                              # 'exponential'
 
 Sources: Lubana, Dick & Tanaka 2021, arXiv 2106.05956 (what a norm must keep: forward scale, differences between
 samples, backward scale); Cho & Saul 2009 (the ReLU kernel); Yang et al. 2019, arXiv 1902.08129 (BatchNorm's gradient

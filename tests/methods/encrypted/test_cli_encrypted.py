@@ -1,0 +1,57 @@
+"""The commands over loopback, in processes of their own, and the cost command."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from layerscope.cli import encrypted as commands
+from layerscope.methods import encrypted as she
+from methods.encrypted.example_nets import made
+
+
+def test_serve_keygen_query_over_loopback(tmp_path, capsys):
+    net, x = made("residual")
+    qnet = she.quantize(net, x, bits=3, act_bits=3)
+    compiled = she.compile(qnet, "plain", selftest=1)
+    compiled.client().save(tmp_path / "client")
+    compiled.server().save(tmp_path / "server")
+    np.save(tmp_path / "images.npy", x[:3].numpy())
+    commands.keygen(tmp_path / "client", tmp_path / "key")
+    code = f"from layerscope.cli import encrypted as c; c.serve({str(tmp_path / 'server')!r}, port=0)"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert "passed: 3 inputs" in line
+        port = int(line.strip().rsplit(":", 1)[1])
+        commands.query(tmp_path / "client", tmp_path / "key", tmp_path / "images.npy", port=port)
+    finally:
+        process.terminate()
+        process.wait()
+        process.stdout.close()
+    lines = [row for row in capsys.readouterr().out.splitlines() if ": class" in row]
+    assert [int(row.split()[2]) for row in lines] == qnet(x[:3]).argmax(1).tolist()
+
+
+def test_bad_files_are_one_sentence(tmp_path):
+    (tmp_path / "junk").write_bytes(b"junk")
+    with pytest.raises(she.EnvelopeError, match="no layerscope envelope"):
+        commands.keygen(tmp_path / "junk", tmp_path / "key")
+    with pytest.raises(she.EnvelopeError, match="cannot read"):
+        commands.serve(tmp_path / "nothing")
+    with pytest.raises(she.InputError, match="no array"):
+        commands.query(tmp_path / "junk", tmp_path / "key", tmp_path / "junk")
+
+
+def test_cost_writes_page_and_numbers(tmp_path, capsys):
+    commands.cost("vgg:width=4", in_shape=(3, 16, 16), html=tmp_path / "c.html", json=tmp_path / "c.json")
+    out = capsys.readouterr().out
+    assert "gate by gate" in out
+    assert "leveled" in out
+    assert json.loads((tmp_path / "c.json").read_text())["layers"]
+    assert "<table" in (tmp_path / "c.html").read_text()

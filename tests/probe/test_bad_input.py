@@ -189,3 +189,23 @@ def test_a_dead_sample_is_masked() -> None:
     assert masked.dead_samples == 2
     assert masked.cosine == pytest.approx(alive.cosine, rel=1e-5)
     assert masked.stable_rank == pytest.approx(alive.stable_rank, rel=1e-5)
+
+
+def test_integer_inputs_are_right_for_an_embedding() -> None:
+    class Text(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.act, self.head = nn.Embedding(20, 8), nn.Tanh(), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.head(self.act(self.embed(x)).mean(1))
+            return out
+
+    torch.manual_seed(0)
+    model, ids = Text(), torch.randint(20, (6, 5))
+    seen = profile(model, (ids, torch.arange(6) % 3), batch_size=3)
+    assert seen["embed"].layout == "token"
+    assert seen["embed"].weight_grad is not None
+    assert seen.batch_noise == 0
+    model.requires_grad_(False)
+    assert any("no gradient" in note for note in profile(model, ids).warnings)

@@ -54,7 +54,7 @@ class LayerRecord:
     cosine_token: float | None = None
     """Mean cosine over pairs of different tokens of one sample (token layout only)."""
     stable_rank: float | None = None
-    """N / largest eigenvalue of the cosine Gram matrix."""
+    """N / largest eigenvalue of the cosine Gram matrix; of the first 32 samples at level ``standard``, as all ranks."""
     participation_ratio: float | None = None
     """trace(M)^2 / |M|_F^2 of the cosine Gram matrix M: a lower bound on its rank."""
     effective_rank: float | None = None
@@ -78,7 +78,9 @@ class LayerRecord:
 
     # the module's own weight
     weight_norm: float | None = None
+    """Frobenius norm of the weight; of the parameter behind it where the weight is parametrized."""
     weight_grad: float | None = None
+    """Frobenius norm of its gradient."""
 
     @property
     def relative_update(self) -> float | None:

@@ -42,7 +42,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from layerscope.theory.draws import Draws, half_plane
-from layerscope.theory.kernels import kappa, normal_cdf, normal_density
+from layerscope.theory.units import TINY, Unit, inverse_variances, mean_over_draws
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -56,10 +56,8 @@ LARGE = 32
 #: Grid of the own channel's mean in two samples, and draws of the own samples' means.
 OWN_GRID, OWN_DRAWS = (20, 9), 233
 
-#: Draws of the other units. Spread over seeds after 20 layers: 0.005 in cosine, 0.002 in rate.
+#: Draws of the other units. Standard deviation over seeds after 20 layers: at most 0.005 in cosine, 0.002 in rate.
 OTHER_DRAWS = 61
-
-_TINY = 1e-12
 
 
 @dataclass(frozen=True)
@@ -109,7 +107,7 @@ class ChannelSets:
     def step(self, a: Floats, b: Floats, d: Floats) -> Step:
         """One layer, from correlations a, b and d of shape [K, 1]."""
         g, s = self.units, self.positions
-        spread = np.maximum(a + (1.0 - a) / s, _TINY)  # variance of a channel's mean over positions
+        spread = np.maximum(a + (1.0 - a) / s, TINY)  # variance of a channel's mean over positions
         mean_b = (b + (s - 1) * d) / s
         rho = np.clip(mean_b / spread, 0.0, 1.0)
         rest = np.sqrt(1.0 - rho * rho)
@@ -119,18 +117,18 @@ class ChannelSets:
         root = np.sqrt(spread * kept)
         mean: Floats = root * self._mean
         mean_other: Floats = root * (rho * self._mean + rest * self._mean_new)
-        share = np.where(kept > 0.0, 1.0 / np.maximum(kept, _TINY), 0.0) / g
+        share = np.where(kept > 0.0, 1.0 / np.maximum(kept, TINY), 0.0) / g
         chi, tilt, chi_new = self._wishart
         chi_other = (rho * np.sqrt(chi) + rest * tilt) ** 2 + rest * rest * chi_new
         within = (1.0 - a) / (g * s)
-        inverse, crossed, fourth = _inverse_variances(
+        inverse, crossed, fourth = inverse_variances(
             share * mean * mean,
             share * mean_other * mean_other,
             spread * chi / g + within * self._within[0],
             spread * chi_other / g + within * self._within[1],
         )
         m = g * s
-        here, other = _Unit(mean, a, s, inverse / m), _Unit(mean_other, a, s, inverse / m)
+        here, other = Unit(mean, a, s, inverse / m), Unit(mean_other, a, s, inverse / m)
         scale = here.square(spread * kept, inverse)
         backward = inverse * (1.0 - self.centred / m) - (mean * mean + here.noise2) * fourth / m
         a_out = np.minimum(here.elsewhere(spread * kept, inverse) / scale, 1.0)
@@ -141,7 +139,7 @@ class ChannelSets:
                 here.times(other, spread * kept, mean_b * kept, crossed, (b - d) * (1.0 - 1.0 / s)) / scale, 1.0
             ),
             d=np.minimum(here.times(other, spread * kept, mean_b * kept, crossed, (d - b) / s) / scale, 1.0),
-            gain=_mean(backward)
+            gain=mean_over_draws(backward)
             / 2.0
             * np.where((g == 1) & (self.centred == 1), gradient_of_centred_sets(m, a_out), 1.0),
         )
@@ -179,12 +177,12 @@ class SampleSets:
         mu = (mean + mean_other + np.sqrt(rest) * third) / batch
         own = (mean**2 + mean_other**2 + third**2) / batch - mu * mu
         others = (spread * self._others[0] + (1.0 - a) / s * self._others[1]) / batch
-        inverse, _, fourth = _inverse_variances(own, own, others, others)
+        inverse, _, fourth = inverse_variances(own, own, others, others)
 
         shared = self.keeps * (mu + np.sqrt(np.maximum(mean_b, 0.0)) * self._shared)
         common = self.keeps * (mean_b + spread / batch) - spread / batch
         m = batch * s
-        here, other = _Unit(mean - mu + shared, a, s, inverse / m), _Unit(mean_other - mu + shared, a, s, inverse / m)
+        here, other = Unit(mean - mu + shared, a, s, inverse / m), Unit(mean_other - mu + shared, a, s, inverse / m)
         scale = here.square(spread + common, inverse)
         projected = (shared - (mean - mu)) * (mean - mu + shared) - here.noise2
         backward = inverse * (1.0 - (1.0 - self.keeps) / m) + projected * fourth / m
@@ -194,7 +192,7 @@ class SampleSets:
             for residual in ((b - d) * (1.0 - 1.0 / s), (d - b) / s)
         )
         alike = ((s - 1) * a_out + (batch - 1) * (b_out + (s - 1) * d_out)) / np.maximum(m - 1, 1)
-        gain = _mean(backward) / 2.0 * np.where(self.keeps > 0.0, 1.0, gradient_of_centred_sets(m, alike))
+        gain = mean_over_draws(backward) / 2.0 * np.where(self.keeps > 0.0, 1.0, gradient_of_centred_sets(m, alike))
         return Step(np.where(self.keeps > 0.0, scale, 0.5), a_out, b_out, d_out, gain)
 
 
@@ -210,106 +208,4 @@ def gradient_of_centred_sets(m: Floats | Ints | int, alike: Floats | float) -> F
     """
     size = np.asarray(m, dtype=np.float64)
     passed = 1.0 - (1.5 + 1.0 / (np.pi * np.maximum(size - 1.0, 1.0)) - alike) / size
-    return np.asarray(passed / np.maximum(1.0 - 2.0 / size, _TINY))
-
-
-class _Unit:
-    """ReLU products of one unit's numerators, averaged in closed form over Gaussian positions around its mean.
-
-    A position's residual e is itself a share 1/m of sigma^2: phi / sigma averages to H - (noise^2 / (2 m sigma^2))
-    E[(e^2 - 1) phi], where H = E phi and the last factor is noise * density (the second derivative of H).
-    Pre-activations have no preferred sign, so every product is averaged over both.
-    """
-
-    def __init__(self, mean: Floats, a: Floats, positions: Ints, share: Floats) -> None:
-        residual = np.maximum(1.0 - a, 0.0) * (positions > 1)
-        self.mean, self.inner = mean, residual / positions
-        self.noise2: Floats = residual - self.inner
-        noise = np.sqrt(np.maximum(self.noise2, _TINY))
-        z = mean / noise
-        self.density, self.open = normal_density(z), normal_cdf(z)
-        self.relu = noise * self.density + mean * self.open
-        self.drawn = 0.5 * self.noise2 * share * noise * self.density
-        self.share = share
-
-    def square(self, variance: Floats, weight: Floats) -> Floats:
-        """E[w phi(x)^2]."""
-        drawn = self.noise2 * self.noise2 * self.share
-        return _weighted((self.mean**2 + self.noise2) / 2.0, drawn, weight, (variance + self.noise2) / 2.0)
-
-    def elsewhere(self, variance: Floats, weight: Floats) -> Floats:
-        """E[w phi(x) phi(x')] at two positions; residuals have covariance -inner (Price's theorem, second order)."""
-        opens = self.open**2 + (1.0 - self.open) ** 2
-        bend = self.inner**2 / np.maximum(self.noise2, _TINY)
-        product = self._product(self) - self.inner * opens / 2.0 + bend * self.density**2 / 2.0
-        exact = _relu_product(variance + self.noise2, variance - self.inner)
-        return _weighted(product, self._drawn(self), weight, exact)
-
-    def times(self, other: _Unit, variance: Floats, covariance: Floats, weight: Floats, residual: Floats) -> Floats:
-        """E[w phi(x) phi(y)] with y in another unit.
-
-        Args:
-            other: that unit.
-            variance: of the units' means.
-            covariance: between them.
-            weight: w.
-            residual: covariance of the positions' residuals; it enters as a series (Mehler's, here to fourth order).
-        """
-        exact = _relu_product(variance + self.noise2, covariance + residual)
-        product, drawn = self._product(other), self._drawn(other)
-        if residual.any():
-            noise2 = np.maximum(self.noise2, _TINY)
-            rho = np.clip(residual / noise2, -1.0, 1.0)
-            opens = (self.open * other.open + (1.0 - self.open) * (1.0 - other.open)) / 2.0
-            z, y, densities = self.mean / np.sqrt(noise2), other.mean / np.sqrt(noise2), self.density * other.density
-            series = 0.5 + rho * z * y / 6.0 + rho**2 * (z * z - 1.0) * (y * y - 1.0) / 24.0
-            product = product + residual * (opens + rho * densities * series)
-            # the same e in both: at rho = 1 this is what square() takes
-            both_open = opens + np.arcsin(rho) * densities
-            drawn = drawn * (1.0 + rho**2) * np.sqrt(1.0 - rho**2) + 2.0 * rho * self.share * noise2**2 * both_open
-        return _weighted(product, drawn, weight, exact)
-
-    def _product(self, other: _Unit) -> Floats:
-        return np.asarray((self.relu * other.relu + (self.relu - self.mean) * (other.relu - other.mean)) / 2.0)
-
-    def _drawn(self, other: _Unit) -> Floats:
-        mine, theirs = 2.0 * self.relu - self.mean, 2.0 * other.relu - other.mean
-        return np.asarray((self.drawn * theirs + other.drawn * mine) / 2.0)
-
-
-def _inverse_variances(own1: Floats, own2: Floats, other1: Floats, other2: Floats) -> tuple[Floats, Floats, Floats]:
-    """Means over the other units of 1/sigma^2, 1/(sigma sigma') and 1/sigma^4, for each own draw: shape [K, n].
-
-    The product grid is the bulk of the work and needs no more than single precision.
-    """
-    first = _grid(own1, other1)
-    np.reciprocal(first, out=first)
-    inverse = first.mean(axis=2)
-    fourth = np.einsum("kno,kno->kn", first, first) / first.shape[2]
-    if own2 is own1:
-        return inverse, inverse, fourth
-    second = _grid(own2, other2)
-    np.divide(first, second, out=second)
-    np.sqrt(second, out=second)
-    return inverse, second.mean(axis=2), fourth
-
-
-def _grid(own: Floats, other: Floats) -> NDArray[np.float32]:
-    grid: NDArray[np.float32] = own.astype(np.float32)[:, :, None] + other.astype(np.float32)[:, None, :]
-    np.maximum(grid, np.float32(_TINY), out=grid)
-    return grid
-
-
-def _relu_product(variance: Floats, covariance: Floats) -> Floats:
-    """E phi(x) phi(y) for Gaussians."""
-    return np.asarray(variance * kappa(covariance / np.maximum(variance, _TINY)) / 2.0)
-
-
-def _weighted(product: Floats, drawn: Floats, weight: Floats, exact: Floats) -> Floats:
-    """E[w f] = E[w] E[f] + Cov(w, f) - E[w drawn]: E[f] is ``exact``, ``drawn`` is what e's share in sigma takes."""
-    mean_weight = _mean(weight)
-    return np.asarray(mean_weight * exact + _mean((weight - mean_weight) * product) - _mean(weight * drawn))
-
-
-def _mean(values: Floats) -> Floats:
-    return np.asarray(values.mean(axis=1, keepdims=True))
+    return np.asarray(passed / np.maximum(1.0 - 2.0 / size, TINY))

@@ -25,7 +25,6 @@ from layerscope.methods import focus
 
 HERE = Path(__file__).parent
 CANVAS = 192
-COPIES = 4  # canvases of each test digit
 
 
 def detector() -> nn.Module:
@@ -63,7 +62,7 @@ def _paste(image: Tensor, patch: Tensor, generator: torch.Generator, over: bool 
     window.copy_(patch if over else torch.maximum(window, patch))
 
 
-def digits_task(clutter: bool, steps: int, seed: int = 0) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
+def digits_task(clutter: bool, steps: int, copies: int, seed: int = 0) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
     """A trained detector and test canvases whose digits it has not seen."""
     train, test = (data.load("digits", split=s) for s in ("train", "test"))
     grey = [0.5 * (s.x[:, 0] + 1) for s in (train, test)]
@@ -82,8 +81,8 @@ def digits_task(clutter: bool, steps: int, seed: int = 0) -> tuple[nn.Module, Te
         schedule.step()
         if step % 50 == 49:
             print(f"step {step + 1}: loss {loss.item():.3f}", file=sys.stderr, flush=True)
-    group = torch.arange(len(test.y)).repeat(COPIES)  # the copies of one digit stay in one half
-    return net.eval(), canvas(grey[1].repeat(COPIES, 1, 1), CANVAS, clutter, generator), test.y.repeat(COPIES), group
+    group = torch.arange(len(test.y)).repeat(copies)  # the copies of one digit stay in one half
+    return net.eval(), canvas(grey[1].repeat(copies, 1, 1), CANVAS, clutter, generator), test.y.repeat(copies), group
 
 
 def lite0_task() -> tuple[nn.Module, Tensor, None, None]:
@@ -130,18 +129,31 @@ def main() -> None:
     parser.add_argument("task", choices=["plain", "clutter", "lite0"])
     parser.add_argument("--budget", type=float, default=1.0, help="points of accuracy that may be lost")
     parser.add_argument("--steps", type=int, default=400, help="training steps")
+    parser.add_argument("--copies", type=int, default=4, help="canvases of each test digit")
+    parser.add_argument("--cut", default="auto", help="cut point")
+    parser.add_argument("--relevance", nargs="*", default="auto", help="relevance maps to try")
     parser.add_argument("--cuts", type=int, default=2, help="cut points to try")
     parser.add_argument("--scored", type=int, default=24, help="configurations to score, before fills")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    net, x, y, group = lite0_task() if args.task == "lite0" else digits_task(args.task == "clutter", args.steps)
+    net, x, y, group = (
+        lite0_task() if args.task == "lite0" else digits_task(args.task == "clutter", args.steps, args.copies)
+    )
     with torch.no_grad():
         if y is not None:
             score = torch.cat([net(b).argmax(1) for b in x.split(32)]).eq(y).float().mean()
             print(f"dense accuracy {100 * float(score):.1f} % on {len(x)} images of {tuple(x.shape[1:])}")
     effort = focus.Effort(cuts=args.cuts, scored=args.scored)
     batches = [x if y is None or group is None else (x, y, group)]
-    found = focus.focus(net, batches, max_accuracy_drop=args.budget, effort=effort, source=args.task)
+    found = focus.focus(
+        net,
+        batches,
+        max_accuracy_drop=args.budget,
+        cut=args.cut,
+        relevance=args.relevance,
+        effort=effort,
+        source=args.task,
+    )
     assert found.report is not None
     print(found.report)
     folder = HERE / "results"

@@ -264,9 +264,12 @@ class _Search:
         runner = next(iter(runners.values()))
         features = evidence = None
         names = self._maps_for(cut)
-        if {"novelty", "evidence"} & set(names):
+        if "evidence" in names:
             seen = [evidence_of(self.traced, cut.node, b) for b in batches]
             features, evidence = torch.cat([f for f, _ in seen]), torch.cat([e for _, e in seen])
+        elif "novelty" in names:
+            with torch.no_grad():
+                features = torch.cat([runner.maps(runner.stem(b.contiguous()))[0].clone() for b in batches])
         maps = {n: make_relevance(n, cut.channels, features, evidence) for n in (*names, "random")}
         found: dict[str, list[Tensor]] = {n: [] for n in maps}
         with torch.no_grad():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import doctest
 import re
 import subprocess
 import textwrap
@@ -13,6 +14,16 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+STUDY = """
+[study]
+name = "tiny"
+[grid]
+norm = ["batch"]
+[fixed]
+net = "resnet20:width=8"
+data = "digits"
+steps = 2
+"""
 TEXT = {".py", ".md", ".toml", ".json", ".html", ".cpp", ".h", ".txt", ".cfg", ".yml"}
 FENCE = re.compile(r"```python\n(.*?)```", re.DOTALL)
 
@@ -36,11 +47,17 @@ def literal_blocks(docstring: str) -> Iterator[str]:
         yield textwrap.dedent("\n".join(block))
 
 
+def examples(docstring: str) -> str:
+    """The code of a docstring's ``::`` blocks and of its ``>>>`` examples, in that order."""
+    prompts = doctest.DocTestParser().get_examples(docstring)
+    return "\n".join([*literal_blocks(docstring), *(e.source.rstrip() for e in prompts)])
+
+
 def rooms() -> list[tuple[str, str]]:
     found = []
     for init in sorted((ROOT / "src" / "layerscope").glob("*/**/__init__.py")):
         docstring = ast.get_docstring(ast.parse(init.read_text())) or ""
-        code = "\n".join(literal_blocks(docstring))
+        code = examples(docstring)
         if code.strip():
             found.append((str(init.parent.relative_to(ROOT / "src" / "layerscope")), code))
     return found
@@ -62,7 +79,16 @@ def namespace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]
         nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10),
     )  # fmt: skip
-    return {"torch": torch, "nn": nn, "layerscope": layerscope, "model": model, "x": x, "y": y}
+    model.eval()
+    (tmp_path / "train.py").write_text(
+        "import layerscope\ndef make_net():\n    return layerscope.net('plain:depth=3')\n"
+    )
+    (tmp_path / "norms.toml").write_text(STUDY)
+    return {
+        "torch": torch, "nn": nn, "layerscope": layerscope, "model": model, "my_module": model, "x": x, "y": y,
+        "images": x, "labels": y, "batches": [(x[:32], y[:32]), (x[32:], y[32:])], "criterion": nn.CrossEntropyLoss(),
+        "masks": [torch.ones(8, 8, dtype=torch.bool)] * len(x),
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("page", pages(), ids=lambda p: p.name)

@@ -113,7 +113,9 @@ def _cause(records: Sequence[LayerRecord], start: float | None) -> str:
     if start is not None and start > ALIKE:
         return f"the first layer already sees similar samples (cosine {start:.2f})"
     if smallest > 1:
-        return "neighbouring pixels are correlated and borders are padded with zeros; the theory assumes neither"
+        return (
+            "neighbouring pixels are correlated, most of all in the first layers; the theory takes them as exchangeable"
+        )
     return "finite width, or weights that are not He-normal"
 
 

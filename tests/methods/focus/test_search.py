@@ -9,9 +9,11 @@ from torch import nn
 
 from layerscope.methods.focus import Effort, FocusedModel, FocusReport, focus, profile
 from layerscope.methods.focus import search as searching
+from layerscope.methods.focus.cost import CostTable, LevelCost
 from layerscope.methods.focus.cuts import _break_even
 from layerscope.methods.focus.engines import Engine
 from layerscope.methods.focus.errors import FocusError, FocusTypeError
+from layerscope.methods.focus.records import EngineTime
 from layerscope.methods.focus.relevance import NAMES, evidence_of, make_relevance
 from layerscope.methods.focus.samples import Samples, read, split
 from layerscope.methods.focus.timing import speedup
@@ -68,7 +70,10 @@ def slow_dense(monkeypatch: pytest.MonkeyPatch):
         n = len(images)
         return {"focused": [0.1 + s for s in shares], "full": [1.1] * n, "eager": [30.0] * n, "best": [30.0] * n}
 
+    table = CostTable((LevelCost((32, 32), -1, None, (0.0, 1.0), (0.0, 1.0)),), 0.1, 30.0)
     monkeypatch.setattr(searching, "all_engines", engines)
+    monkeypatch.setattr(searching, "time_engines", lambda engines, x: (EngineTime("eager", 30.0),))
+    monkeypatch.setattr(searching, "measure", lambda runner, dense, x: table)
     monkeypatch.setattr(searching, "interleaved", timed)
 
 
@@ -187,7 +192,7 @@ def test_a_fast_dense_engine_makes_dense_the_answer(monkeypatch):
     monkeypatch.setattr(
         searching, "all_engines", lambda m, e: (Engine("eager", lambda x: m(x[:, :, :1, :1]) if 0 else 0),)
     )
-    monkeypatch.setattr(searching, "time_engines", lambda engines, x: (searching.EngineTime("eager", 1e-6),))
+    monkeypatch.setattr(searching, "time_engines", lambda engines, x: (EngineTime("eager", 1e-6),))
     model, (x, y) = Spot().eval(), spots()
     f = focus(model, [(x, y)], relevance="brightness", effort=SMALL)
     assert f.report is not None
@@ -272,8 +277,6 @@ def test_profile_lists_cuts_and_break_even(tmp_path):
 
 
 def test_break_even_interpolates():
-    from layerscope.methods.focus.cost import CostTable, LevelCost
-
     level = LevelCost((8, 8), -1, None, (0.0, 0.5, 1.0), (0.0, 2.0, 4.0))
     table = CostTable((level,), 1.0, 9.0)
     assert _break_even(table, 3.0) == pytest.approx(0.5)

@@ -52,7 +52,9 @@ def test_what_only_looks_like_one(x: Tensor) -> None:
     assert not is_sum_of_paths(y.detach())
 
 
-@pytest.mark.parametrize("norm", ["none", "batch", "frn", "evonorm-s0", "evonorm-b0", "weight", "sws", "switchable"])
+@pytest.mark.parametrize(
+    "norm", ["none", "batch", "frn", "evonorm-s0", "evonorm-b0", "weight", "sws", "switchable", "proxy"]
+)
 @pytest.mark.parametrize(
     ("net", "blocks"), [("resnet20:width=8", 9), ("resnet20:width=8,preact=true", 9), ("plain", 0)]
 )

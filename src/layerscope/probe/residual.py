@@ -50,10 +50,13 @@ class _Walk:
             return False
         if node not in self._settled:
             paths = _computed(node)
-            self._settled[node] = len(paths) == 2 and (
-                depth == 0 or self._starts(paths[0], depth - 1) != self._starts(paths[1], depth - 1)
-            )
+            self._settled[node] = len(paths) == 2 and (depth == 0 or self._differ(*paths, depth - 1))
         return self._settled[node]
+
+    def _differ(self, a: Any, b: Any, depth: int) -> bool:
+        """Both come from layers (not from parameters alone), and not from the same ones."""
+        ours, theirs = self._starts(a, depth), self._starts(b, depth)
+        return bool(ours and theirs) and ours != theirs
 
     def _starts(self, node: Any, depth: int) -> set[Any]:
         """Where a path begins: the nearest layers with weights or sums of paths, going back from ``node``."""

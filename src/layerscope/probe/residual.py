@@ -50,7 +50,7 @@ class _Walk:
             return False
         if node not in self._settled:
             paths = _computed(node)
-            self._settled[node] = len(paths) == 2 and (depth == 0 or self._differ(*paths, depth - 1))
+            self._settled[node] = len(paths) == 2 and (depth == 0 or self._differ(paths[0], paths[1], depth - 1))
         return self._settled[node]
 
     def _differ(self, a: Any, b: Any, depth: int) -> bool:

@@ -99,8 +99,11 @@ class InsecureLab:
         """L signed digits of base B, the nearest to x: [rows, l, N]."""
         p = self.p
         base, total = 1 << p.base_bits, p.base_bits * p.digits
-        offset = sum((base // 2) << (32 - p.base_bits * (j + 1)) for j in range(p.digits)) + (1 << (31 - total))
-        shifted = (x.astype(np.uint64) + offset) & 0xFFFFFFFF
+        centre = sum((base // 2) << (32 - p.base_bits * (j + 1)) for j in range(p.digits))
+        # ties go up or down at random: always up leaves a mean of half a unit, which adds up coherently along a chain
+        # (19 % more noise after 1024 products at the smallest noise) and is not what the formula describes
+        half = (1 << (31 - total)) - self._rng.integers(0, 2, x.shape, dtype=np.uint64)
+        shifted = (x.astype(np.uint64) + np.uint64(centre) + half) & np.uint64(0xFFFFFFFF)
         parts = [
             ((shifted >> (32 - p.base_bits * (j + 1))) & (base - 1)).astype(np.int64) - base // 2
             for j in range(p.digits)

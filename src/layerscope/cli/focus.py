@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 Network = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NETWORK")]
+Focused = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOCUSED")]
 Images = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES")]
 
 
@@ -77,7 +78,7 @@ def search(
     _deliver(found.report, html)
 
 
-def run(network: Network, focused: Path, images: Images, batch: int = 1, threads: int = 1) -> None:
+def run(network: Network, focused: Focused, images: Images, batch: int = 1, threads: int = 1) -> None:
     """Run a saved focused model over images: what was computed, how long it took, how often it agrees with dense.
 
     Args:

@@ -299,3 +299,14 @@ def test_importing_the_room_imports_no_torch_and_no_engine():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert json.loads(out) == []
+
+
+def test_supports_says_why_not_as_a_value(rig):
+    from layerscope.methods.encrypted.backends.engine import supports
+    from layerscope.methods.encrypted.backends.registry import engine
+
+    assert supports(engine("plain"), rig[0].graph).ok
+    net, x = made("residual")
+    refused = supports(engine("concrete"), she.quantize(net, x, bits=5, act_bits=8).graph)
+    assert not refused.ok
+    assert "concrete" in refused.reason

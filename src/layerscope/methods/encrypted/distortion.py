@@ -53,7 +53,7 @@ class Trial:
     """Last training loss; None for a swapped net."""
     layers: tuple[LayerTails, ...]
     init_growth: float
-    """Kurtosis of the last batch norm's output at random initialization, batch statistics: the prediction's input."""
+    """Kurtosis of the last batch norm's output at random initialization, batch statistics."""
     foldable: bool
 
     @property
@@ -261,8 +261,9 @@ def _trial(
 def init_kurtosis(depth: int, name: str, inputs: Tensor, seed: int, samples: int = 200) -> float:
     """Kurtosis of the last norm's output before any training, with batch statistics.
 
-    The prediction: a polynomial activation whose kurtosis at initialization is far above the ReLU net's will not train
-    at this depth, because single activations dominate every batch statistic.
+    The hypothesis to test: where this is far above the ReLU net's, single activations dominate every batch statistic
+    and the net will not train. It orders depths of one activation, but is no threshold across activations (see
+    papers/she): a sample of n values cannot show a kurtosis above n.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from layerscope.methods.sampling.hardware import save as save
     from layerscope.methods.sampling.layers import Binarize as Binarize
     from layerscope.methods.sampling.layers import SamplingConv2d as SamplingConv2d
-    from layerscope.methods.sampling.layers import SamplingLayer as SamplingLayer
     from layerscope.methods.sampling.layers import SamplingLinear as SamplingLinear
     from layerscope.methods.sampling.noises import Noise as Noise
     from layerscope.methods.sampling.noises import bernoulli as bernoulli
@@ -51,13 +50,14 @@ if TYPE_CHECKING:
     from layerscope.methods.sampling.uncertainty import predictive_entropy as predictive_entropy
     from layerscope.methods.sampling.uncertainty import reliability as reliability
     from layerscope.methods.sampling.uncertainty import vote_share as vote_share
+    from layerscope.methods.sampling.unit import SamplingLayer as SamplingLayer
 
 __getattr__, __dir__, __all__ = lazy(
     __name__,
     {
         "SamplingLinear": "layers",
         "SamplingConv2d": "layers",
-        "SamplingLayer": "layers",
+        "SamplingLayer": "unit",
         "Binarize": "layers",
         "Noise": "noises",
         "bernoulli": "noises",

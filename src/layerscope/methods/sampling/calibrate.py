@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from layerscope.methods.sampling.context import sampling_layers, seeded, using_mode
 from layerscope.methods.sampling.errors import SamplingError
-from layerscope.methods.sampling.layers import SamplingLayer
+from layerscope.methods.sampling.unit import SamplingLayer
 
 _SMALLEST = 1e-3
 

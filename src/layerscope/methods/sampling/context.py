@@ -12,7 +12,7 @@ from torch import nn
 from layerscope.errors import did_you_mean
 from layerscope.methods.sampling.errors import SamplingError
 from layerscope.methods.sampling.functional import MODES, Mode
-from layerscope.methods.sampling.layers import SamplingLayer
+from layerscope.methods.sampling.unit import SamplingLayer
 
 
 def sampling_layers(model: nn.Module) -> list[tuple[str, SamplingLayer]]:

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from layerscope.methods.sampling.calibrate import initialize
 from layerscope.methods.sampling.errors import SamplingError
-from layerscope.methods.sampling.layers import Binarize, SamplingConv2d, SamplingLayer, SamplingLinear
+from layerscope.methods.sampling.layers import Binarize, SamplingConv2d, SamplingLinear
 from layerscope.methods.sampling.noises import Noise
+from layerscope.methods.sampling.unit import SamplingLayer
 from layerscope.surgery import Exchange, exchange, is_activation
 from layerscope.surgery.adapters import Known, describe
 from layerscope.surgery.trace import Flow, Step, trace

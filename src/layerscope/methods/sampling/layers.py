@@ -3,205 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from typing import Literal, TypeVar, cast
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from layerscope.errors import did_you_mean
-from layerscope.methods.sampling import functional as S
 from layerscope.methods.sampling.errors import SamplingError, SamplingWarning
-from layerscope.methods.sampling.functional import MODES, Mode
+from layerscope.methods.sampling.functional import Mode
 from layerscope.methods.sampling.noises import Noise
-from layerscope.methods.sampling.noises import noise as read_noise
+from layerscope.methods.sampling.unit import SamplingLayer, Variance
 
-Variance = Literal["norm", "border", "exact"]
-VARIANCES: tuple[Variance, ...] = ("norm", "border", "exact")
-T = TypeVar("T", bound=str)
 BetaShape = Literal["channel", "location"]
-
-#: Below it, n p (1 - p) is too small for the sum of n Bernoulli synapses to be normal.
-NORMAL_ENOUGH = 3.0
-
-
-class SamplingLayer(nn.Module):
-    """Base of the sampling layers: the law, the five forward modes and the checks.
-
-    A unit outputs z in {-1, +1} with P(z = +1) = (1 + erf(P)) / 2 and, for inputs of magnitude 1,
-
-        P_i = beta_i (w_i . z) / |w_i|_2 + c_i.
-
-    The row w_i gives a direction only: multiplying it by any positive number changes nothing. The noise is on in
-    evaluation mode as well; :func:`layerscope.methods.sampling.deterministic` turns it off, and nothing else does.
-
-    Modes: ``marginal`` draws z from P. ``connection`` draws the noise of every connection and takes the sign of the
-    pre-activation: the physical model, for verification. ``unit`` draws one noise per input, shared by all outputs,
-    which are then correlated. ``sign`` is z = sign(P). ``mean`` passes erf(P) on, for evaluation only.
-
-    Variance: what Var(u) is divided by. ``norm`` takes |w|^2: right for inputs of magnitude 1. ``border`` leaves out
-    the taps that hang over zero padding: right for inputs of magnitude 1. ``exact`` takes sum_j w_j^2 z_j^2, right for
-    any input, at the cost of a second product.
-
-    Source: arXiv 1910.12316. We let c itself be the parameter (the paper has a bias b inside u, c = b / (kappa |w|)),
-    so that the invariance to the scale of w is exact.
-    """
-
-    weight: nn.Parameter
-    beta: nn.Parameter
-    c: nn.Parameter | None
-    mode: Mode
-    generator: torch.Generator | None
-    _unit_shape: tuple[int, ...] = (-1,)
-
-    def _set_up(self, fan_in: int, bias: bool, noise: str | Noise, mode: str, variance: str) -> None:
-        self.noise = read_noise(noise)
-        self.mode = _one_of(mode, MODES, "mode")
-        self.variance: Variance = _one_of(variance, VARIANCES, "variance")
-        self.generator = None
-        self.copies = 1
-        """Samples drawn for each input row in one pass; more than 1 only inside :func:`folded`."""
-        self._is_checked = False
-        if self.noise.normality(fan_in) < NORMAL_ENOUGH:
-            warnings.warn(
-                f"{type(self).__name__}: {fan_in} inputs with {self.noise.name} are too few for a normal sum "
-                f"(n p (1 - p) = {self.noise.normality(fan_in):.2g}, at least {NORMAL_ENOUGH:g} is needed): a device "
-                "would not follow the stated law; use p nearer to 0.5, more inputs, or gaussian noise",
-                SamplingWarning,
-                stacklevel=4,
-            )
-        if not bias:
-            self.c = None
-
-    def reset_parameters(self) -> None:
-        """Directions from torch's default for linear layers; magnitude 1, bias 0."""
-        nn.init.kaiming_uniform_(self.weight, a=5**0.5)
-        nn.init.ones_(self.beta)
-        if self.c is not None:
-            nn.init.zeros_(self.c)
-
-    # what the shape of a layer decides
-
-    def _product(self, z: Tensor, weight: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def _per_unit(self, value: Tensor) -> Tensor:
-        """[O] shaped to broadcast against the output."""
-        return value.view(self._unit_shape)
-
-    def _connections(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs and weights of every connection, broadcasting to [N, positions, O, I]."""
-        raise NotImplementedError
-
-    def _from_connections(self, u: Tensor, p: Tensor) -> Tensor:
-        """[N, positions, O] in the shape of P."""
-        raise NotImplementedError
-
-    # the law
-
-    def norm(self) -> Tensor:
-        """|w_i|_2 of every unit, [O], in float32 or wider."""
-        w = self.weight.float() if self.weight.dtype in (torch.float16, torch.bfloat16) else self.weight
-        length: Tensor = torch.linalg.vector_norm(w.flatten(1), dim=1)
-        return length
-
-    def effective_fan_in(self) -> Tensor:
-        """(sum w^2)^2 / sum w^4 of every unit, [O]: how many equal connections its row is worth. In [1, fan-in]."""
-        w = self.weight.detach().double().flatten(1).square()
-        return w.sum(1).square() / w.square().sum(1)
-
-    def pre_activation(self, z: Tensor) -> Tensor:
-        """P, the argument of erf: what the unit's probability is made of. Same shape as the output.
-
-        Raises:
-            SamplingError: integer input.
-        """
-        if not z.is_floating_point():
-            raise SamplingError(f"{type(self).__name__} needs floating-point inputs of -1 and +1, got {z.dtype}")
-        if not self._is_checked and self.mode != "mean":  # means are not binary, and are not meant to be
-            self._check(z.detach())
-        u = self._product(z, self.weight)
-        if self.variance == "norm" and self.beta.ndim == 1:
-            return S.scaled_by_norm(u, self.weight, self.beta, self.c, self._unit_shape)
-        norm = self.norm()
-        if self.variance == "norm":  # one magnitude per location
-            p = u * self.beta * self._per_unit(norm.reciprocal().nan_to_num(posinf=0.0).to(z.dtype))
-            return p if self.c is None else p + self._per_unit(self.c)
-        p = u * (self.beta if self.beta.ndim > 1 else self._per_unit(self.beta))
-        if self.c is not None:
-            p = p + self._per_unit(self.c * norm.to(z.dtype))
-        return p / self._spread(z, norm)
-
-    def _spread(self, z: Tensor, norm: Tensor) -> Tensor:
-        """sqrt(sum_j w_j^2 z_j^2), kept away from zero."""
-        seen = torch.ones_like(z[:1]) if self.variance == "border" else z * z
-        square = self._product(seen, self.weight * self.weight)
-        floor = self._per_unit((norm * norm).to(z.dtype)) * 1e-6
-        return torch.maximum(square, floor + torch.finfo(z.dtype).tiny).sqrt()
-
-    def forward(self, z: Tensor) -> Tensor:
-        """Inputs of -1 and +1 (anything with ``variance="exact"``) -> samples of -1 and +1."""
-        p = self.pre_activation(z)
-        if self.copies > 1:
-            p = p.expand(self.copies, *p.shape).flatten(0, 1)
-            z = z.expand(self.copies, *z.shape).flatten(0, 1) if self.mode in ("connection", "unit") else z
-        if self.mode == "marginal":
-            return S.sample(p, self.generator)
-        if self.mode == "sign":
-            return S.hard_sign(p)
-        if self.mode == "mean":
-            return S.mean(p)
-        with torch.no_grad():
-            u = self._connection_noise(z, p) if self.mode == "connection" else self._unit_noise(z)
-        return S.decide(u, p)
-
-    def _offset_and_bias(self) -> tuple[Tensor, Tensor]:
-        """a_i and b_i of the physical model, [O] (a as [O, H, W] with one magnitude per location)."""
-        a = cast("Tensor", self.noise.offset(self.beta))
-        c = torch.zeros_like(self.norm()) if self.c is None else self.c
-        return a, c * self.noise.kappa * self.norm().to(c.dtype)
-
-    def _connection_noise(self, z: Tensor, p: Tensor) -> Tensor:
-        """The pre-activation u = sum_j (xi_ij + a_i) w_ij z_j + b_i, fresh noise for every connection."""
-        a, b = self._offset_and_bias()
-        rows = []
-        for i in range(len(z)):
-            inputs, weight = self._connections(z[i : i + 1])
-            terms = inputs * weight
-            xi = self.noise.draw(terms.shape, self.generator, z.device)
-            noisy = self._from_connections((xi.to(z.dtype) * terms).sum(-1), p[i : i + 1])
-            plain = self._from_connections(terms.sum(-1), p[i : i + 1])
-            offset = a if a.ndim > 1 else self._per_unit(a)
-            rows.append(noisy + offset * plain + self._per_unit(b))
-        return torch.cat(rows)
-
-    def _unit_noise(self, z: Tensor) -> Tensor:
-        """The same with one noise per input, shared by all outputs and positions that read it."""
-        a, b = self._offset_and_bias()
-        xi = self.noise.draw(z.shape, self.generator, z.device).to(z.dtype)
-        offset = a if a.ndim > 1 else self._per_unit(a)
-        return self._product(z * xi, self.weight) + offset * self._product(z, self.weight) + self._per_unit(b)
-
-    # checks
-
-    def _check(self, z: Tensor) -> None:
-        self._is_checked = True
-        if self.variance != "exact" and not bool((z.abs() == 1).all()):
-            warnings.warn(
-                f"{type(self).__name__} with variance={self.variance!r} got inputs that are not -1 or +1 "
-                f"(such as {_example(z):.4g}): the variance of the noise then depends on the input, and the stated law "
-                "does not hold; put  Binarize()  before it, or use  variance='exact'",
-                SamplingWarning,
-                stacklevel=4,
-            )
-        empty = torch.nonzero(self.norm().detach() == 0).flatten()
-        if len(empty):
-            warnings.warn(
-                f"{type(self).__name__}: unit(s) {empty[:5].tolist()} have a weight row of zeros, which has no "
-                "direction: they fire by their bias alone and are not trained; call reset_parameters()",
-                SamplingWarning,
-                stacklevel=4,
-            )
 
 
 class SamplingLinear(SamplingLayer):
@@ -368,10 +181,6 @@ class Binarize(nn.Module):
         return f"threshold={self.threshold:g}"
 
 
-def _example(z: Tensor) -> float:
-    return float(z.flatten()[int((z.abs() != 1).flatten().to(torch.uint8).argmax())])
-
-
 def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (value[0], value[1])
 
@@ -380,10 +189,3 @@ def _positive(**sizes: int) -> None:
     for name, value in sizes.items():
         if value < 1:
             raise SamplingError(f"{name} must be at least 1, got {value}")
-
-
-def _one_of(value: str, known: tuple[T, ...], what: str) -> T:
-    for name in known:
-        if name == value:
-            return name
-    raise SamplingError(f"no {what} {value!r}; {did_you_mean(value, known)}")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from layerscope.methods.sampling.context import sampling_layers, seeded
 from layerscope.methods.sampling.errors import SamplingError
-from layerscope.methods.sampling.layers import SamplingLayer
+from layerscope.methods.sampling.unit import SamplingLayer
 
 #: Beyond it exp(-P^2) is below 0.002: the unit is as good as deterministic and hardly learns.
 SATURATED = 2.5

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from layerscope.methods.sampling.context import sampling_layers, seeded
 from layerscope.methods.sampling.errors import SamplingError
-from layerscope.methods.sampling.layers import SamplingLayer
 from layerscope.methods.sampling.uncertainty import predictive_entropy
+from layerscope.methods.sampling.unit import SamplingLayer
 
 
 @dataclass(frozen=True, eq=False)

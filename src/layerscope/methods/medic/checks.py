@@ -99,7 +99,7 @@ def check_past(student: nn.Module, teacher: nn.Module) -> list[str]:
         return []
     worst = max(shared, key=lambda name: shared[name])
     return [
-        f"the fresh network's {worst} has cosine {shared[worst]:.2f} with the teacher's ({len(shared)} tensors are above "
+        f"the fresh network's {worst} has cosine {shared[worst]:.2f} with the teacher's ({len(shared)} tensors above "
         "0.2): both seem to start from the same random weights, and such a clone finds its way back to the backdoor; "
         "use another seed, or no factory"
     ]

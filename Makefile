@@ -5,7 +5,7 @@ PYTHON ?= python3
 TORCH  ?= 2.13.0
 BIN    := $(VENV)/bin
 
-.PHONY: demo test lint types docs-check bench clean
+.PHONY: demo test lint types bench clean
 
 demo: $(VENV)/.run
 	$(BIN)/layerscope demo --out out/demo
@@ -22,6 +22,11 @@ types: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/probe.py
+	$(BIN)/python benchmarks/mixture.py
+	$(BIN)/python benchmarks/sampling.py
+	$(BIN)/python benchmarks/encrypted.py
+	$(BIN)/python benchmarks/medic.py
+	$(BIN)/python benchmarks/focus.py
 
 # torch goes in first and pinned: left to a dependency resolver, a CPU machine would fetch gigabytes of CUDA libraries.
 $(VENV)/.torch:

@@ -73,7 +73,7 @@ def namespace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]
 
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    x, y = layerscope.batch("digits", 64)
+    x, y = layerscope.batch("digits", 128)
     model = nn.Sequential(
         nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
         nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
@@ -86,7 +86,7 @@ def namespace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]
     (tmp_path / "norms.toml").write_text(STUDY)
     return {
         "torch": torch, "nn": nn, "layerscope": layerscope, "model": model, "my_module": model, "x": x, "y": y,
-        "images": x, "labels": y, "batches": [(x[:32], y[:32]), (x[32:], y[32:])], "criterion": nn.CrossEntropyLoss(),
+        "images": x, "labels": y, "calib": x[:32], "batches": [(x[:64], y[:64]), (x[64:], y[64:])], "criterion": nn.CrossEntropyLoss(),
         "masks": [torch.ones(8, 8, dtype=torch.bool)] * len(x),
     }  # fmt: skip
 

@@ -26,6 +26,7 @@ NAMED = {
     ("surgery", "norms"),
     ("nets", "norms"),
     ("sources", "nets"),
+    ("sources", "norms"),
     ("sources", "surgery"),
     ("comparison", "report"),
     ("study", "report"),

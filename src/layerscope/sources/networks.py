@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from layerscope import nets
+from layerscope import nets, norms
 from layerscope.errors import SourceError, SpecError, SwapError, did_you_mean
 from layerscope.sources import factories, zoo
 from layerscope.sources.rng import seeded
@@ -70,7 +70,7 @@ def build(
     """
     spec = None
     if norm is not None and str(norm).strip().lower() != AS_IS:
-        spec = plan_swap(nn.Identity(), norm).spec  # a wrong name is said before anything is built
+        spec = str(norms.parse(norm))  # a wrong name is said before anything is built
     shape = _shape(in_shape)
     with seeded(seed):
         if isinstance(source, str):

@@ -8,10 +8,11 @@ depart from it, and why, stands in ``docs/encrypted.md``.
 
     from layerscope.methods import encrypted as she
 
-    print(she.cost(model, in_shape=(3, 32, 32)))           # what it will cost, layer by layer, before any key exists
-    qnet = she.quantize(model, calib, bits=3, act_bits=4, lookup_bits=6)
-    compiled = she.compile(qnet, backend="concrete")       # pip install 'layerscope[encrypted]'
-    client, server = compiled.client(), compiled.server()  # the server never holds a secret key
+    print(she.cost(model, in_shape=(1, 8, 8)))             # what it will cost, layer by layer, before any key exists
+    qnet = she.quantize(model, x, bits=3, act_bits=4, lookup_bits=6)
+    logits = qnet(x)                                       # what every backend computes, bit for bit
+
+``she.compile(qnet, "concrete")`` makes the client and the server (``pip install 'layerscope[encrypted]'``).
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ normalization for free, and an ensemble in one network. Detorakis et al. 2019, a
 
     from layerscope.methods import sampling
 
-    net = nn.Sequential(sampling.Binarize(), sampling.SamplingLinear(784, 300), nn.Linear(300, 10))
+    net = nn.Sequential(nn.Flatten(), sampling.Binarize(), sampling.SamplingLinear(64, 100), nn.Linear(100, 10))
     sampling.initialize(net, x)                              # magnitudes and biases from one batch
     ...                                                      # train as ever; net.eval() keeps the noise
     prediction = sampling.predict(net, x, samples=100)       # mean softmax, entropy, mutual information, votes

@@ -110,7 +110,13 @@ def compile_circuit(fhe: Any, graph: Graph, security: int, max_failure: float) -
         **options,
     )
     compiler = fhe.Compiler(emitted.function, {"x": "encrypted"})
-    return compiler.compile([codes[None] for codes in extremal_codes(graph)], configuration=configuration)
+    try:
+        return compiler.compile([codes[None] for codes in extremal_codes(graph)], configuration=configuration)
+    except RuntimeError as error:
+        raise EngineError(
+            f"concrete could not compile this network ({str(error).splitlines()[0]}); "
+            "try other widths, or the circuit backend"
+        ) from error
 
 
 def _sound_ranges(ranges: dict[str, concrete_emit.Box]) -> Any:

@@ -144,13 +144,23 @@ class _Emitter:
             flat = self._free(lambda: x.reshape((1, x.shape[1])), before)
             flat = self._free(lambda: flat @ weight, box)
             return self._free(lambda: flat.reshape((1, outputs, 1, 1)), box)
-        pads = (*window.padding, *window.padding)
+        x = self._padded(x, window.padding, before)
         return self._free(
-            lambda: self.fhe.conv(
-                x, q, None, pads=pads, strides=window.stride, dilations=window.dilation, group=groups
-            ),
+            lambda: self.fhe.conv(x, q, None, strides=window.stride, dilations=window.dilation, group=groups),
             box,
         )
+
+    def _padded(self, x: Any, padding: tuple[int, int], box: Box) -> Any:
+        """Zeros around a map; the engine's convolution does not pad."""
+        wide = min(box[0], 0), max(box[1], 0)
+        for axis, size in zip((2, 3), padding, strict=True):
+            if size:
+                first = (slice(None),) * axis + (slice(0, 1),)
+                row = self._free(partial(operator.getitem, x, first), box)
+                zero = self._free(partial(operator.mul, row, 0), (0, 0))
+                parts = (*[zero] * size, x, *[zero] * size)
+                x = self._free(partial(np.concatenate, parts, axis=axis), wide)
+        return x
 
     def _conv(self, index: int, op: Conv, x: Any) -> Any:
         source = self.graph.values[op.inputs[0]]

@@ -29,7 +29,12 @@ FENCE = re.compile(r"```python\n(.*?)```", re.DOTALL)
 
 
 def pages() -> list[Path]:
-    return [p for p in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if FENCE.search(p.read_text())]
+    written = (
+        ROOT / "README.md",
+        *sorted((ROOT / "docs").glob("*.md")),
+        *sorted((ROOT / "papers").glob("*/README.md")),
+    )
+    return [p for p in written if FENCE.search(p.read_text())]
 
 
 def literal_blocks(docstring: str) -> Iterator[str]:
@@ -84,14 +89,16 @@ def namespace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]
         "import layerscope\ndef make_net():\n    return layerscope.net('plain:depth=3')\n"
     )
     (tmp_path / "norms.toml").write_text(STUDY)
+    halves = [(x[:64], y[:64]), (x[64:], y[64:])]
     return {
-        "torch": torch, "nn": nn, "layerscope": layerscope, "model": model, "my_module": model, "x": x, "y": y,
-        "images": x, "labels": y, "calib": x[:32], "batches": [(x[:64], y[:64]), (x[64:], y[64:])], "criterion": nn.CrossEntropyLoss(),
+        "torch": torch, "nn": nn, "layerscope": layerscope, "model": model, "my_module": model, "net": model,
+        "x": x, "y": y, "images": x, "labels": y, "calib": x[:32], "batches": halves,
+        "criterion": nn.CrossEntropyLoss(), "trained_bn": nn.BatchNorm2d(8).eval(),
         "masks": [torch.ones(8, 8, dtype=torch.bool)] * len(x),
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("page", pages(), ids=lambda p: p.name)
+@pytest.mark.parametrize("page", pages(), ids=lambda p: f"{p.parent.name}/{p.name}")
 def test_code_blocks_of_a_page_run_in_order(page: Path, namespace: dict[str, Any]) -> None:
     for block in FENCE.findall(page.read_text()):
         exec(compile(block, str(page), "exec"), namespace)

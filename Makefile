@@ -2,7 +2,6 @@
 # Both do all of their set-up on a fresh machine: virtual environment, CPU torch, dependencies.
 VENV   ?= .venv
 PYTHON ?= python3
-TORCH  ?= 2.13.0
 BIN    := $(VENV)/bin
 
 .PHONY: demo test lint types bench clean
@@ -28,20 +27,22 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/medic.py
 	$(BIN)/python benchmarks/focus.py
 
-# torch goes in first and pinned: left to a dependency resolver, a CPU machine would fetch gigabytes of CUDA libraries.
-$(VENV)/.torch:
+# torch goes in first, and constraints.txt holds it in place through every later step.
+PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+
+$(VENV)/.torch: constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "layerscope needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet "torch==$(TORCH)"
+	$(PIP) torch
 	touch $@
 
 $(VENV)/.run: $(VENV)/.torch pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable .
+	$(PIP) --editable .
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable ".[dev,zoo]"
+	$(PIP) --editable ".[dev,zoo]"
 	touch $(VENV)/.run $@
 
 clean:

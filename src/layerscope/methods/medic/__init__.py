@@ -22,10 +22,14 @@ from layerscope._lazy import lazy
 if TYPE_CHECKING:
     from layerscope.methods.medic.cloning import Clone as Clone
     from layerscope.methods.medic.cloning import clone as clone
+    from layerscope.methods.medic.comparing import Threat as Threat
+    from layerscope.methods.medic.comparing import compare as compare
     from layerscope.methods.medic.errors import MedicError as MedicError
     from layerscope.methods.medic.fresh import fresh_like as fresh_like
     from layerscope.methods.medic.fresh import shared_past as shared_past
+    from layerscope.methods.medic.records import Entry as Entry
     from layerscope.methods.medic.records import Scores as Scores
+    from layerscope.methods.medic.records import Table as Table
     from layerscope.methods.medic.report import Report as Report
     from layerscope.methods.medic.scores import evaluate as evaluate
     from layerscope.methods.medic.scores import relearn as relearn
@@ -40,6 +44,7 @@ __getattr__, __dir__, __all__ = lazy(
     {
         "clone": "cloning", "Clone": "cloning", "Report": "report", "MedicError": "errors",
         "evaluate": "scores", "Scores": "records", "relearn": "scores",
+        "compare": "comparing", "Threat": "comparing", "Table": "records", "Entry": "records",
         "fresh_like": "fresh", "shared_past": "fresh",
         "suggest_taps": "taps", "tap_statistics": "taps", "Tap": "taps",
         "importance": "weights", "clone_loss": "weights",

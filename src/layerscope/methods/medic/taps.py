@@ -124,6 +124,12 @@ def _wanted(kind: Taps, model: nn.Module, points: dict[str, Point], calls: list[
     return list(kind)
 
 
+def feeds(model: nn.Module, example: Tensor) -> list[tuple[str, str]]:
+    """Pairs of leaf modules of which the second is given the first one's own output, in execution order."""
+    modules = {p.path: p.module for p in find_points(open_network(model)) if p.is_leaf}
+    return [(call.fed_by, call.path) for call in _watch(model, modules, example) if call.fed_by is not None]
+
+
 def _watch(model: nn.Module, modules: dict[str, nn.Module], example: Tensor) -> list[_Call]:
     """Every call of a module that returns a tensor, in order. Holding the tensors keeps their identities apart."""
     calls: list[_Call] = []

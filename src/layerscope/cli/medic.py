@@ -1,0 +1,276 @@
+"""``layerscope medic clone|attack|evaluate|compare``: remove a backdoor from a checkpoint, and judge the removal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from layerscope.data import Dataset
+    from layerscope.methods.medic.attacks import Trigger
+
+Network = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NETWORK")]
+Checkpoint = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
+Attack = Literal["badnet", "blend", "filter", "polygon", "reflection", "sinusoid", "warp"]
+
+
+def clone(
+    network: Network,
+    checkpoint: Checkpoint,
+    data: str = "digits",
+    samples: int | None = None,
+    clone_weight: float = 1.0,
+    epochs: int = 20,
+    batch_size: int = 64,
+    lr: float = 1e-2,
+    taps: Literal["conv", "norm", "conv+norm", "all"] = "conv+norm",
+    importance: Literal["signed", "magnitude", "activation", "impact", "uniform"] = "signed",
+    preset: Literal["official"] | None = None,
+    augment: Literal["flip", "crop", "flip-crop"] | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    save: Path | None = None,
+    html: Path | None = None,
+    json: Path | None = None,
+) -> None:
+    """Clone what a suspicious network does on clean images into a fresh one.
+
+    Args:
+        network: A reference net, or file.py:factory or package.module:factory that builds the network.
+        checkpoint: Its weights, a state dict as .pt or .safetensors.
+        data: The clean data set (its training split); see `layerscope data`.
+        samples: Use only so many of them, drawn with the seed.
+        clone_weight: How much the teacher's activations count beside the labels.
+        epochs: Passes over the clean data.
+        batch_size: Samples of one step.
+        lr: Of Adam.
+        taps: Which layers are compared.
+        importance: What makes a neuron matter.
+        preset: Use the released settings instead.
+        augment: Random changes that both networks see.
+        seed: Of the fresh weights, the order and the samples.
+        device: Where to compute, such as cuda.
+        save: Write the clone's weights here.
+        html: Write the report as one page.
+        json: Write the report's numbers.
+    """
+    from layerscope import report
+    from layerscope.methods import medic
+
+    clean = _data(data, "train", samples, seed)
+    cleaned = medic.clone(
+        _loaded(network, checkpoint, clean), clean, clone_weight=clone_weight, epochs=epochs, batch_size=batch_size,
+        lr=lr, taps=taps, importance=importance, preset=preset, augment=augment, seed=seed, device=device,
+    )  # fmt: skip
+    report.print_result(cleaned.report)
+    _written(cleaned.model, save)
+    if html is not None:
+        print(f"page: {cleaned.report.to_html(html)}")
+    if json is not None:
+        print(f"numbers: {cleaned.report.to_json(json)}")
+
+
+def attack(
+    network: Network,
+    save: Path,
+    data: str = "digits",
+    trigger: Attack = "badnet",
+    target: int = 0,
+    rate: float = 0.1,
+    mode: Literal["dirty", "clean", "noise"] = "dirty",
+    epochs: int = 10,
+    batch_size: int = 64,
+    lr: float = 0.05,
+    augment: Literal["flip", "crop", "flip-crop"] | None = None,
+    seed: int = 0,
+) -> None:
+    """Train a network of your own on poisoned data, to measure how well a removal works. For that only.
+
+    Args:
+        network: A reference net or a factory, as for `clone`.
+        save: Write its weights here.
+        data: A data set, see `layerscope data`.
+        trigger: Which published trigger.
+        target: The class it leads to.
+        rate: Share of the training data that carries it (of the target class in mode clean).
+        mode: Relabel (dirty), leave labels (clean), or relabel beside disturbed samples (noise, for warp).
+        epochs: Passes over the data.
+        batch_size: Samples of one step.
+        lr: Of SGD, cosine.
+        augment: Random changes, before the trigger.
+        seed: Of weights, order and poison.
+    """
+    from layerscope.methods import medic
+    from layerscope.methods.medic import attacks
+
+    train = _data(data, "train", None, seed)
+    model = _built(network, train, seed)
+    poisoned = attacks.Poisoned(train, _trigger(trigger), target=target, rate=rate, mode=mode, seed=seed)
+    attacks.train_poisoned(
+        model, poisoned, epochs=epochs, batch_size=batch_size, lr=lr, schedule="cosine", weight_decay=5e-4,
+        augment=augment, seed=seed,
+    )  # fmt: skip
+    print(medic.evaluate(model, _data(data, "test", None, seed), poisoned.trigger, target))
+    _written(model, save)
+
+
+def evaluate(
+    network: Network, checkpoint: Checkpoint, data: str = "digits", trigger: Attack = "badnet", target: int = 0
+) -> None:
+    """Clean accuracy, attack success and recovered accuracy of a checkpoint under one trigger.
+
+    Args:
+        network: A reference net or a factory, as for `clone`.
+        checkpoint: Its weights.
+        data: A data set; its test split is used.
+        trigger: Which published trigger.
+        target: The class it is thought to lead to.
+    """
+    from layerscope.methods import medic
+
+    test = _data(data, "test", None, 0)
+    print(medic.evaluate(_loaded(network, checkpoint, test), test, _trigger(trigger), target))
+    print("evidence about this trigger only; compare with a network that was trained without poison")
+
+
+def compare(
+    network: Network,
+    checkpoint: Checkpoint,
+    data: str = "digits",
+    samples: int | None = None,
+    defence: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = (),
+    trigger: Annotated[tuple[Attack, ...], tyro.conf.UseAppendAction] = (),
+    target: int = 0,
+    seeds: int = 1,
+    augment: Literal["flip", "crop", "flip-crop"] | None = None,
+    html: Path | None = None,
+    csv: Path | None = None,
+    json: Path | None = None,
+) -> None:
+    """Several removals on one checkpoint, against the floor of a network without poison.
+
+    Args:
+        network: A reference net or a factory, as for `clone`.
+        checkpoint: Its weights.
+        data: The clean data set; its test split judges.
+        samples: Use only so many clean training samples.
+        defence: Such as medic or "fine-tune lr=0.03"; repeat for more. Left out: all.
+        trigger: Which published triggers; repeat for more. Left out: badnet.
+        target: The class they are thought to lead to.
+        seeds: Runs of every defence.
+        augment: Random changes in every defence's training.
+        html: Write the table as one page.
+        csv: Write one line for every run.
+        json: Write every number.
+    """
+    from layerscope import report
+    from layerscope.methods import medic
+    from layerscope.methods.medic import baselines
+    from layerscope.methods.medic.comparing import chosen
+
+    clean, test = _data(data, "train", samples, 0), _data(data, "test", None, 0)
+    defences = chosen(defence, baselines.standard(augment))
+    threats = {str(t): medic.Threat(t, target) for t in map(_trigger, trigger or ("badnet",))}
+    model = _loaded(network, checkpoint, clean)
+    table = medic.compare(defences, model, clean, test, threats, seeds=tuple(range(seeds)))
+    report.print_result(table)
+    for path, write in ((html, table.to_html), (csv, table.to_csv), (json, table.to_json)):
+        if path is not None:
+            print(f"written: {write(path)}")
+
+
+def _trigger(name: Attack) -> Trigger:
+    from layerscope.methods.medic import attacks
+
+    made: Trigger = getattr(attacks, {"badnet": "BadNet"}.get(name, name.capitalize()))()
+    return made
+
+
+def _data(name: str, split: str, samples: int | None, seed: int) -> Dataset:
+    import torch
+
+    from layerscope.data import load
+    from layerscope.errors import DataError
+
+    data = load(name, split)
+    if samples is None:
+        return data
+    if not 0 < samples <= len(data):
+        raise DataError(f"--samples {samples}: {name} has {len(data)}")
+    return data.take(torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[:samples])
+
+
+def _built(network: str, data: Dataset, seed: int) -> nn.Module:
+    from layerscope import sources
+
+    return sources.build(network, in_shape=data.in_shape, classes=data.classes, seed=seed).module
+
+
+def _loaded(network: str, checkpoint: Path, data: Dataset) -> nn.Module:
+    from layerscope.errors import SourceError
+
+    model = _built(network, data, 0)
+    state = _state(checkpoint)
+    try:
+        model.load_state_dict(state)
+    except (RuntimeError, TypeError) as error:
+        first = " ".join(str(error).split())[:300]
+        raise SourceError(f"{checkpoint} does not fit {network}: {first}") from None
+    return model.eval()
+
+
+def _state(checkpoint: Path) -> dict[str, Any]:
+    """A state dict, read without running any code from the file."""
+    import pickle
+
+    import torch
+
+    from layerscope.errors import MissingExtraError, SourceError
+
+    if not checkpoint.is_file():
+        raise SourceError(f"there is no checkpoint {str(checkpoint)!r}")
+    if checkpoint.suffix == ".safetensors":
+        try:
+            from safetensors import SafetensorError
+            from safetensors.torch import load_file
+        except ImportError:
+            raise MissingExtraError("safetensors", "zoo", "reading .safetensors") from None
+        try:
+            return dict(load_file(checkpoint))
+        except SafetensorError as error:
+            raise SourceError(f"{checkpoint} cannot be read as safetensors: {error}") from None
+    try:
+        found = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise SourceError(
+            f"{checkpoint} cannot be read as plain weights ({first}); save  model.state_dict()  and not the model: "
+            "loading whole models from strangers runs their code"
+        ) from None
+    for key in ("state_dict", "model"):
+        if isinstance(found, dict) and isinstance(found.get(key), dict):
+            found = found[key]
+    if not isinstance(found, dict):
+        raise SourceError(f"{checkpoint} holds a {type(found).__name__}; expected a state dict")
+    return {str(k).removeprefix("module."): v for k, v in found.items()}
+
+
+def _written(model: nn.Module, path: Path | None) -> None:
+    import torch
+
+    if path is None:
+        return
+    if path.suffix == ".safetensors":
+        from safetensors.torch import save_file
+
+        save_file(model.state_dict(), path)
+    else:
+        torch.save(model.state_dict(), path)
+    print(f"weights: {path}")
+
+
+COMMANDS = {"clone": clone, "attack": attack, "evaluate": evaluate, "compare": compare}

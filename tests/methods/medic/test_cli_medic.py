@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import tyro
+
+from layerscope.cli import medic as command
+from layerscope.errors import LayerscopeError
+from methods.medic.medic_nets import tiny
+
+NETWORK = """
+from methods.medic.medic_nets import tiny
+
+def net(classes):
+    return tiny(classes=classes)
+"""
+
+
+@pytest.fixture(scope="module")
+def net(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("net") / "own_medic_net.py"
+    path.write_text(NETWORK)
+    return f"{path}:net"
+
+
+def run(*args: object) -> None:
+    tyro.extras.subcommand_cli_from_dict(command.COMMANDS, prog="layerscope medic", args=[str(a) for a in args])
+
+
+@pytest.mark.parametrize("ending", ["pt", "safetensors"])
+def test_from_an_attack_to_a_judged_clone(net, tmp_path: Path, capsys, ending):
+    bad, good = tmp_path / f"bad.{ending}", tmp_path / f"good.{ending}"
+    run("attack", net, "--save", bad, "--epochs", 2)
+    assert "ASR" in capsys.readouterr().out
+    run("clone", net, bad, "--samples", 100, "--epochs", 1, "--save", good, "--html", tmp_path / "r.html", "--json",
+        tmp_path / "r.json")  # fmt: skip
+    said = capsys.readouterr().out
+    assert "effective clone weight" in said
+    assert json.loads((tmp_path / "r.json").read_text())["samples"] == 100
+    run("evaluate", net, good)
+    assert "evidence about this trigger only" in capsys.readouterr().out
+
+
+def test_compare_writes_what_is_asked_for(net, tmp_path: Path, capsys):
+    torch.save({"state_dict": {f"module.{k}": v for k, v in tiny(classes=10).state_dict().items()}}, tmp_path / "a.pt")
+    run("compare", net, tmp_path / "a.pt", "--samples", 64, "--defence", "clp", "--trigger", "blend", "--csv",
+        tmp_path / "t.csv")  # fmt: skip
+    assert "Blend(alpha=0.2" in capsys.readouterr().out
+    assert (tmp_path / "t.csv").read_text().count("\n") == 4
+
+
+def test_wrong_checkpoints_are_one_sentence(net, tmp_path: Path):
+    whole, small, junk = tmp_path / "whole.pt", tmp_path / "small.pt", tmp_path / "junk.safetensors"
+    torch.save(tiny(classes=10), whole)
+    torch.save(tiny(classes=3).state_dict(), small)
+    junk.write_bytes(b"junk")
+    for path, said in (
+        (whole, "runs their code"),
+        (small, "does not fit"),
+        (junk, "safetensors"),
+        (tmp_path / "no.pt", "no checkpoint"),
+    ):
+        with pytest.raises(LayerscopeError, match=said):
+            run("evaluate", net, path)
+    with pytest.raises(LayerscopeError, match="--samples 0"):
+        run("clone", net, small, "--samples", 0)

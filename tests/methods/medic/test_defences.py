@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from layerscope.errors import LayerscopeError
+from layerscope.methods import medic
+from layerscope.methods.medic import MedicError, attacks, baselines
+from layerscope.methods.medic.baselines.attention import attention, stage_ends
+from layerscope.methods.medic.comparing import chosen
+from methods.medic.medic_nets import same, samples, tiny
+
+SHORT = [
+    baselines.Medic(epochs=1), baselines.UniformClone(epochs=1), baselines.Scratch(epochs=1),
+    baselines.Distill(epochs=1), baselines.FineTune(epochs=1), baselines.FTSAM(epochs=1), baselines.FST(epochs=1),
+    baselines.FinePrune(epochs=1), baselines.NAD(epochs=1, teacher_epochs=1), baselines.ANP(iterations=3),
+    baselines.CLP(u=0.5),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("defence", SHORT, ids=lambda d: type(d).__name__)
+def test_a_defence_gives_another_network_and_leaves_the_model(defence):
+    model = tiny().train()
+    generator = torch.get_rng_state()
+    cleaned = defence(model, samples(), seed=1)
+    assert same(model, tiny())
+    assert all(m.training and not m._forward_hooks and not m._forward_pre_hooks for m in model.modules())
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert not cleaned.training
+    assert all(not m._forward_hooks and not m._forward_pre_hooks for m in cleaned.modules())
+    if not isinstance(defence, baselines.ANP):  # three iterations prune nothing
+        assert not same(cleaned, model)
+    assert same(defence(model, samples(), seed=1), cleaned)
+    assert torch.isfinite(cleaned(samples()[0])).all()
+    assert all(p.requires_grad for p in cleaned.parameters())
+
+
+def test_scratch_is_cloning_without_the_teacher():
+    a = baselines.Scratch(epochs=1)(tiny(), samples(), seed=4)
+    b = medic.clone(tiny(), samples(), clone_weight=0, epochs=1, seed=4, progress=False).model
+    assert same(a, b)
+
+
+def test_fine_pruning_switches_half_the_features_off():
+    cleaned = baselines.FinePrune(share=0.5, epochs=1)(tiny(), samples())
+    assert int((cleaned[8].weight == 0).all(0).sum()) == 8
+
+
+def test_clp_prunes_the_channel_that_stands_out():
+    model = tiny()
+    with torch.no_grad():
+        model[3].weight[5] *= 50
+    cleaned = baselines.CLP(u=3.0)(model, samples())
+    assert (cleaned[4].weight == 0).nonzero().tolist() == [[5]]
+    assert (cleaned[1].weight != 0).all()
+
+
+def test_fst_keeps_the_norm_of_the_classifier():
+    cleaned = baselines.FST(epochs=2)(tiny(), samples())
+    assert cleaned[8].weight.norm().item() == pytest.approx(tiny()[8].weight.norm().item(), rel=1e-5)
+
+
+def test_sam_without_a_radius_is_fine_tuning_on_smoothed_labels():
+    a = baselines.FTSAM(rho=0.0, smoothing=0.0, epochs=1)(tiny().double(), (samples()[0].double(), samples()[1]))
+    b = baselines.FineTune(epochs=1)(tiny().double(), (samples()[0].double(), samples()[1]))
+    for p, q in zip(a.parameters(), b.parameters(), strict=True):
+        assert torch.allclose(p, q, atol=1e-12)
+
+
+def test_anp_prunes_what_does_not_pay():
+    cleaned = baselines.ANP(iterations=30, eps=0.9, lr=1.0, threshold=0.9)(tiny(), samples())
+    assert (cleaned[1].weight == 0).any() or (cleaned[4].weight == 0).any()
+
+
+def test_attention_by_hand_and_where():
+    a = torch.tensor([[[[3.0, 0.0]], [[0.0, 2.0]]]])
+    assert torch.allclose(attention(a), torch.tensor([[9.0, 4.0]]) / math.sqrt(97))
+    assert [t.name for t in stage_ends(tiny().eval(), samples()[0])] == ["1", "4"]
+
+
+def test_defences_that_cannot_work_say_so():
+    dense = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    for defence, said in (
+        (baselines.ANP(), "no norm"),
+        (baselines.CLP(), "no convolution"),
+        (baselines.NAD(epochs=1), "taps"),
+    ):
+        with pytest.raises(MedicError, match=said):
+            defence(dense, samples())
+    with pytest.raises(MedicError, match="no linear layer"):
+        baselines.FST()(nn.Sequential(nn.Conv2d(1, 3, 8), nn.Flatten()), samples())
+
+
+@pytest.fixture(scope="module")
+def table():
+    threats = {"badnet 3x3": medic.Threat(attacks.BadNet(), 0), "blend 0.2": (attacks.Blend(0.2), 1)}
+    defences = {"one": lambda model, clean: tiny(3).eval(), "tuned": baselines.FineTune(epochs=1)}
+    return medic.compare(defences, tiny(), samples(), samples(30), threats, seeds=(0, 1), floor=tiny(8))
+
+
+def test_table_has_every_row_with_its_counts(table):
+    assert [(e.defence, e.trigger) for e in table.entries] == [
+        (d, t) for d in ("before", "floor", "one", "tuned") for t in ("badnet 3x3", "blend 0.2")
+    ]
+    direct = medic.evaluate(tiny(3), samples(30), attacks.BadNet(), 0)
+    assert table.entries[4].scores == (direct, direct)
+    assert table.entries[4].spread("asr") == (direct.asr, direct.asr)
+
+
+def test_table_as_text_page_csv_and_json(table, tmp_path):
+    text = str(table)
+    assert max(map(len, text.splitlines())) <= 80
+    for word in ("badnet 3x3", "floor", "tuned", "not a certificate", "20 images"):
+        assert word in " ".join(text.split())
+    assert "<svg" in table.to_html(tmp_path / "t.html").read_text()
+    rows = list(csv.DictReader(io.StringIO(table.csv())))
+    assert len(rows) == 2 * (1 + 1 + 2 + 2)
+    assert table.to_csv(tmp_path / "t.csv").read_text() == table.csv()
+    json.dumps(table.to_dict())
+
+
+def test_front():
+    def entry(name: str, acc: float, asr: float) -> medic.Entry:
+        return medic.Entry(name, "t", (medic.Scores(acc, asr, 0.0, 1, 1),), 0.0)
+
+    made = medic.Table(
+        "m", 1, (0,), (entry("before", 1, 0), entry("a", 0.9, 0.1), entry("b", 0.8, 0.2), entry("c", 0.8, 0)), ""
+    )
+    assert [e.defence for e in made.front("t")] == ["c", "a"]
+
+
+def test_report_as_text_and_page(tmp_path):
+    report = medic.clone(tiny(), samples(), epochs=1, batch_size=8, progress=False).report
+    assert "effective clone weight" in str(report)
+    assert "Taps" in report.to_html(tmp_path / "r.html").read_text()
+
+
+def test_bad_comparisons():
+    given = (tiny(), samples(), samples(), {"t": (attacks.BadNet(), 0)})
+    with pytest.raises(MedicError, match="call the defence something else"):
+        medic.compare({"floor": baselines.CLP()}, *given)
+    with pytest.raises(MedicError, match="not the model"):
+        medic.compare({"same": lambda model, clean: model}, *given, floor=tiny())
+    with pytest.raises(MedicError, match="one trigger"):
+        medic.compare({}, *given[:3], {})
+    with pytest.raises(LayerscopeError, match="did you mean 'medic'"):
+        chosen(["medik"], baselines.standard())
+    assert len(chosen([], baselines.standard())) == 13

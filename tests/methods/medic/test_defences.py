@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from layerscope import nets
 from layerscope.errors import LayerscopeError
 from layerscope.methods import medic
 from layerscope.methods.medic import MedicError, attacks, baselines
@@ -59,6 +60,15 @@ def test_clp_prunes_the_channel_that_stands_out():
     cleaned = baselines.CLP(u=3.0)(model, samples())
     assert (cleaned[4].weight == 0).nonzero().tolist() == [[5]]
     assert (cleaned[1].weight != 0).all()
+
+
+@pytest.mark.parametrize(
+    "defence", [baselines.CLP(u=0.0), baselines.ANP(iterations=30, eps=0.9, lr=1.0, threshold=0.9)]
+)
+def test_pruning_knows_the_norms_of_the_reference_nets(defence):
+    net = nets.build("resnet:blocks=1,width=8,preact=true", "batch", in_shape=(1, 8, 8), classes=3, seed=0)
+    cleaned = defence(net, samples())
+    assert any((m.weight == 0).any() for name, m in cleaned.named_modules() if name.endswith("norm2"))
 
 
 def test_fst_keeps_the_norm_of_the_classifier():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from layerscope.methods.medic.baselines.tuning import classifier_of, trainable, 
 from layerscope.methods.medic.checks import as_clean, private_copy
 from layerscope.methods.medic.errors import MedicError
 from layerscope.methods.medic.taps import feeds
+from layerscope.probe.points import role_of
 from layerscope.training.augment import Augment
 from layerscope.training.evaluation import home
 
@@ -78,15 +80,18 @@ class CLP:
         with torch.no_grad():
             for first, then in pairs:
                 conv, norm = modules[first], modules[then]
-                if not isinstance(conv, nn.Conv2d) or not isinstance(norm, nn.BatchNorm2d) or norm.running_var is None:
+                variance, gain, shift = (getattr(norm, n, None) for n in ("running_var", "weight", "bias"))
+                if not (isinstance(variance, Tensor) and isinstance(gain, Tensor) and isinstance(shift, Tensor)):
+                    continue
+                if not isinstance(conv, nn.Conv2d):
                     continue
                 found += 1
                 bound = torch.linalg.matrix_norm(conv.weight.flatten(2), 2)
-                bound = bound * norm.weight.abs() / (norm.running_var + norm.eps).sqrt()
+                bound = bound * gain.abs() / (variance + norm.eps).sqrt()
                 off = bound > bound.mean() + self.u * bound.std()
-                norm.weight[off], norm.bias[off] = 0, 0
+                gain[off], shift[off] = 0, 0
         if not found:
-            raise MedicError(f"{type(net).__name__} has no convolution before a BatchNorm2d for CLP to prune")
+            raise MedicError(f"{type(net).__name__} has no convolution before a batch norm for CLP to prune")
         return net.requires_grad_(True)
 
 
@@ -112,11 +117,7 @@ class ANP:
         device, _ = home(net)
         x, y = data.x.to(device), data.y.to(device)
         weights = dict(net.named_parameters())
-        norms = [
-            name
-            for name, m in net.named_modules()
-            if isinstance(m, nn.BatchNorm2d | nn.BatchNorm1d | nn.GroupNorm) and m.affine
-        ]
+        norms = [name for name, m in net.named_modules() if role_of(m) == "norm" and _has_gains(weights, name)]
         if not norms:
             raise MedicError(f"{type(net).__name__} has no norm with gains: ANP has nothing to prune")
         masks = [torch.ones_like(weights[f"{n}.weight"]).requires_grad_(True) for n in norms]
@@ -148,3 +149,7 @@ class ANP:
             for name, mask in zip(norms, masks, strict=True):
                 weights[f"{name}.weight"][mask <= self.threshold] = 0
         return net.requires_grad_(True)
+
+
+def _has_gains(weights: Mapping[str, Tensor], norm: str) -> bool:
+    return all(f"{norm}.{kind}" in weights and weights[f"{norm}.{kind}"].ndim == 1 for kind in ("weight", "bias"))

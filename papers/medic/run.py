@@ -4,10 +4,10 @@
     python papers/medic/run.py                                               # all of it; hours
     python papers/medic/run.py --table                                       # only print what there is
 
-One line of ``results/rows.jsonl`` is one defence on one poisoned network with one seed, that of both. A row that is there
-is not run again; a killed run loses only the row in flight. Poisoned networks are trained on the spot, kept in memory
-while their rows are run, and thrown away. Settings are fixed before any run and none is chosen by attack success. Five
-attacks (badnet, low, warp, sinusoid, blend) were seen while the defaults were chosen, the others are the test.
+One line of ``results/rows.jsonl`` is one defence on one poisoned network with one seed, that of both. A row that is
+there is not run again; a killed run loses only the row in flight. Poisoned networks are trained on the spot, kept in
+memory while their rows are run, and thrown away. Settings are fixed before any run and none is chosen by attack success.
+Five attacks (badnet, low, warp, sinusoid, blend) were seen while the defaults were chosen, the others are the test.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ TABLE: dict[str, tuple[str, str]] = {
     "score": ("score", "how often verdicts were right on a study's trainings"),
     "encrypted": ("encrypted", "what encrypted inference of a network costs, layer by layer; a client and a server"),
     "focus": ("focus", "skip the pixels that do not matter in a pretrained CNN, or say that it does not pay"),
+    "medic": ("medic", "remove a backdoor by cloning what matters on clean images, and judge every removal"),
     "norms": ("norms", "list the normalization layers and their parameters"),
     "nets": ("nets", "list the reference networks"),
     "data": ("data", "list the data sets"),

@@ -6,7 +6,7 @@
 
 One line of ``results/rows.jsonl`` is one defence on one poisoned network with one seed, that of both. A row that is
 there is not run again; a killed run loses only the row in flight. Poisoned networks are trained on the spot, kept in
-memory while their rows are run, and thrown away. Settings are fixed before any run and none is chosen by attack success.
+memory while their rows are run, and thrown away. No setting is chosen by attack success.
 Five attacks (badnet, low, warp, sinusoid, blend) were seen while the defaults were chosen, the others are the test.
 """
 

@@ -8,7 +8,7 @@ from pathlib import Path
 NORMS = ("none", "batch", "layer", "instance", "group:size=8", "frn", "evonorm-s0", "weight", "sws")
 
 
-def demo(out: Path = Path("out/demo"), size: int = 16, batch_size: int = 32, seeds: int = 1) -> None:
+def demo(out: Path = Path("out/demo"), size: int = 32, batch_size: int = 32, seeds: int = 1) -> None:
     """Nine norms in ResNet-56 and in a plain 20-layer net, then BatchNorm at batch size 4: verdicts and HTML pages.
 
     Args:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import layerscope
-from layerscope.errors import LayerscopeError, SpecError
+from layerscope.errors import LayerscopeError, SourceError, SpecError
 
 DATA = "digits:size=16"
 
@@ -90,6 +90,11 @@ def test_one_impossible_choice_does_not_cost_the_others() -> None:
     assert result["group:size=7"].verdict.label == "unknown"
     assert "7" in result["group:size=7"].verdict.reason
     assert result["batch"].profiles
+
+
+def test_what_costs_every_choice_is_the_error_itself() -> None:
+    with pytest.raises(SourceError, match=r"^there is no file 'nowhere.py'"):
+        layerscope.compare("nowhere.py:make", ["batch", "layer"], DATA, batch_size=8)
 
 
 def test_aliases_and_repeats_are_one_choice() -> None:

@@ -85,6 +85,7 @@ def compare(
     shape = tuple(x.shape[1:])
     label = source if isinstance(source, str) else getattr(source, "__name__", type(source).__name__)
     choices: list[Choice] = []
+    errors: list[LayerscopeError] = []
     with _progress(len(wanted) * len(seed_list), f"probing {label}", progress) as step:
         for spec in wanted:
             profiles: list[Profile] = []
@@ -112,14 +113,13 @@ def compare(
                         )  # fmt: skip
             except LayerscopeError as error:
                 # One norm that this network cannot take (1x1 maps, indivisible channels) must not cost the others.
-                if len(wanted) == 1:
-                    raise
+                errors.append(error)
                 choices.append(Choice(spec, Verdict.unknown(str(error)), tuple(profiles)))
                 continue
             notes += tuple(dict.fromkeys(w for p in profiles for w in p.warnings))
             choices.append(Choice(spec, verdict.judge(profiles, micro=micro), tuple(profiles), notes))
-    if all(not choice.profiles for choice in choices):
-        raise LayerscopeError(f"no choice could be probed; the first one said: {choices[0].verdict.reason}")
+    if len(errors) == len(choices):
+        raise errors[0]
     return Comparison(
         source=label,
         data=name,

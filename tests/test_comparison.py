@@ -115,3 +115,14 @@ def test_bad_arguments() -> None:
         layerscope.compare("resnet20", [])
     with pytest.raises(LayerscopeError, match="seeds"):
         layerscope.compare("resnet20", "batch", seeds=0)
+
+
+def test_instance_norm_hides_before_the_pooling() -> None:
+    result = layerscope.compare("cfg_20", ["instance", "batch"], "digits:size=32", batch_size=32)
+    instance, batch = (result[n].profiles[0] for n in ("instance", "batch"))
+    assert instance.readout_cosine is not None
+    assert instance.readout_cosine > 0.99
+    assert instance.readout_cosine_unpooled is not None
+    assert instance.readout_cosine_unpooled < 0.7
+    assert batch.readout_cosine is not None
+    assert batch.readout_cosine < 0.8

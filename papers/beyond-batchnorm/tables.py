@@ -1,7 +1,7 @@
 """Reproduce the reference tables of the Beyond BatchNorm system: ours beside the reference, every deviation marked.
 
     python papers/beyond-batchnorm/tables.py                 # all tables, about ten minutes on two cores
-    python papers/beyond-batchnorm/tables.py --only plain    # one of: resnet56 skipinit preact plain batch_size noise
+    python papers/beyond-batchnorm/tables.py --only plain    # some tables; --help lists them
 
 Writes results/tables.json and results/tables.md beside this file. A value is marked ``!`` where it is off by more than
 25 % (ratios and variances) or 0.05 (similarities, rates).
@@ -14,9 +14,12 @@ import json
 import math
 import time
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from statistics import mean
+
+import torch
+from torch import Tensor, nn
 
 import layerscope
 from layerscope.probe.records import LayerRecord, Profile
@@ -106,9 +109,51 @@ def noise(name: str) -> Row:
     return {f"B{b}": nu(net, norm, b) for b in (2, 4, 8, 32)}
 
 
+class Tokens(nn.Module):
+    """The blocks of a ViT without its classifier: every token is an output."""
+
+    def __init__(self, vit: nn.Module) -> None:
+        super().__init__()
+        self.embed, self.blocks = vit.embed, vit.blocks
+        with torch.no_grad():
+            for block in self.blocks:
+                block.feed_forward.branch.down.weight.mul_(math.sqrt(2))  # the variance that ReLU halves
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images [N, C, H, W], every pixel a token -> tokens [N, S, C]."""
+        out: Tensor = self.blocks(self.embed(x.flatten(2).transpose(1, 2)))
+        return out
+
+
+def random_projection(out: Tensor, _: Tensor) -> Tensor:
+    """A gradient that is independent for every token, as a loss at every token gives."""
+    return (out * torch.randn(out.shape, generator=torch.Generator().manual_seed(1))).sum()
+
+
+def transformer(name: str) -> Row:
+    where, norm = name.split(", ")
+    net = f"vit:width=64,depth=24,heads=1,patch=1,act=relu,placement={where.replace(' ', ',')}"
+    x, y = layerscope.batch("gaussian:shape=64x4x8", 32, seed=0)
+    adds = []
+    for seed in (0, 1):
+        model = Tokens(layerscope.net(net, norm, in_shape=tuple(x.shape[1:]), seed=seed))
+        seen = layerscope.profile(model, (x, y), level="deep", loss=random_projection, seed=seed)
+        adds.append([r for r in seen.of("block") if r.name.count(".") == 2])  # attention and feed-forward, in turn
+    return {
+        "cos_token": mean(number(a[-1].cosine_token) for a in adds),
+        "cos_mean": mean(number(a[-1].cosine_pooled) for a in adds),
+        "ms": geometric(number(a[-1].ms) for a in adds),
+        "grad": geometric(number(a[0].grad_norm) / number(a[-1].grad_norm) for a in adds),
+    }
+
+
+def geometric(values: Iterable[float]) -> float:
+    return math.exp(mean(math.log(v) for v in values))
+
+
 TABLES: dict[str, Callable[[str], Row]] = {
     "resnet56": resnet56, "skipinit": skipinit, "preact": preact, "plain": plain, "batch_size": batch_size,
-    "noise": noise,
+    "noise": noise, "transformer": transformer,
 }  # fmt: skip
 
 

@@ -56,3 +56,30 @@ def test_gaussian_splits_and_seeds_differ_and_repeat() -> None:
 def test_gaussian_shapes_that_are_none(shape: str) -> None:
     with pytest.raises(DataError, match="3x32x32"):
         data.load(f"gaussian:shape={shape}")
+
+
+def test_every_character_of_the_text_is_followed_by_its_target() -> None:
+    written = files("layerscope.data").joinpath("text.txt").read_text()
+    symbols = sorted(set(written))
+    seen = data.load("text:context=16", "all")
+    assert seen.classes == len(symbols) == 74
+    assert seen.x.dtype == seen.y.dtype == torch.int64
+    for i in (0, 7, len(seen) - 1):  # a window starts at every fourth character
+        read = "".join(symbols[k] for k in torch.cat([seen.x[i], seen.y[i, -1:]]))
+        assert read == written[4 * i : 4 * i + 17]
+        assert torch.equal(seen.x[i, 1:], seen.y[i, :-1])
+
+
+def test_splits_of_the_text_share_no_character() -> None:
+    train, test = data.load("text:context=32"), data.load("text:context=32", "test")
+    written = data.load("text:context=54589", "all").x[0]
+    cut = int(0.9 * (len(written) + 1))
+    assert torch.equal(train.x[-1], written[8 * (len(train) - 1) :][:32])
+    assert 8 * (len(train) - 1) + 33 <= cut  # its last target, too, lies before the cut
+    assert torch.equal(test.x[0], written[cut : cut + 32])
+
+
+def test_a_context_longer_than_the_text() -> None:
+    with pytest.raises(DataError, match="longer than its 5459 characters"):
+        data.load("text:context=6000", "test")
+    assert len(data.load("text:limit=5")) == 5

@@ -69,7 +69,8 @@ def with_nan() -> torch.Tensor:
     ("x", "y", "says"),
     [
         (X.to(torch.uint8), Y, r"uint8 values.*x.float\(\) / 127.5 - 1"),
-        (X.long(), Y, "int64 values"),
+        (X.int(), Y, "int32 values"),
+        (X.long()[:, None], Y, "int64 values"),
         (with_nan(), Y, "2 of 20 samples hold NaN"),
         (X, Y[:19], "y has shape"),
         (X, Y[:, None], "y has shape"),

@@ -1,4 +1,4 @@
-"""The two data sets that need no disk and no network: ``digits``, shipped inside the package, and ``gaussian``."""
+"""The data sets that need no disk and no network: ``digits`` and ``text``, which are shipped, and ``gaussian``."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from layerscope.errors import DataError
 
 #: The last 360 digits of the file (20 %) are the test split, the rest trains.
 _DIGITS_TRAIN = 1437
+
+#: The last tenth of the text is the test split, the rest trains.
+_TEXT_TRAIN = 0.9
 
 
 def digits(split: str) -> Images:
@@ -43,3 +46,28 @@ def gaussian(split: str, *, shape: str, classes: int, samples: int, seed: int) -
     x = torch.randn(samples, *sizes, generator=generator)
     y = torch.randint(classes, (samples,), generator=generator)
     return Dataset("gaussian", x, y, classes)
+
+
+def text(split: str, *, context: int, limit: int) -> Dataset:
+    """Windows of a text as characters, for language models: each character is to foretell the next one.
+
+    The Declaration of Independence and the Constitution of the United States, 54,590 characters of 74 kinds. A window
+    starts every ``context / 4`` characters, so that windows overlap within a split and never across splits. See
+    ``TEXT-NOTICE`` beside the file.
+
+    Returns:
+        ``x`` int64 [N, context], numbers of characters; ``y`` int64 [N, context], the characters one place further on.
+
+    Raises:
+        DataError: ``context`` is longer than the split.
+    """
+    written = files("layerscope.data").joinpath("text.txt").read_text(encoding="ascii")
+    symbols = sorted(set(written))
+    number = {symbol: i for i, symbol in enumerate(symbols)}
+    whole = torch.tensor([number[symbol] for symbol in written])
+    cut = int(_TEXT_TRAIN * len(whole))
+    part = {"train": whole[:cut], "test": whole[cut:], "all": whole}[split]
+    if context >= len(part):
+        raise DataError(f"text ({split}): context={context} is longer than its {len(part)} characters")
+    windows = part.unfold(0, context + 1, max(1, context // 4))[: limit or None]
+    return Dataset("text", windows[:, :-1].contiguous(), windows[:, 1:].contiguous(), len(symbols))

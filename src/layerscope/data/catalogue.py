@@ -35,6 +35,15 @@ _DATA: tuple[DataInfo, ...] = (
         "Alpaydin and Kaynak 1998, UCI Machine Learning Repository, CC BY 4.0",
     ),
     DataInfo(
+        "text",
+        "54,590 characters of old law, each to foretell the next; shipped with the package, for gpt",
+        (
+            param("context", 64, "characters in a sample", 1),
+            param("limit", 0, "keep only the first so many samples; 0 keeps all", 0),
+        ),
+        "Declaration of Independence and Constitution of the United States, public domain",
+    ),
+    DataInfo(
         "gaussian",
         "standard normal noise of any shape with random labels",
         (

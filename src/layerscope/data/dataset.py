@@ -22,9 +22,9 @@ class Dataset:
 
     name: str
     x: Tensor
-    """float [N, ...]; images [N, C, H, W] in [-1, 1]."""
+    """float [N, ...]; images [N, C, H, W] in [-1, 1]. Or int64 [N, T]: numbers of tokens."""
     y: Tensor
-    """int64 [N]."""
+    """int64 [N], or [N, T] with one class for every token."""
     classes: int
 
     def __post_init__(self) -> None:
@@ -52,13 +52,15 @@ def check(name: str, x: Tensor, y: Tensor, classes: int) -> None:
         raise DataError(f"{name}: expected two tensors (x, y), got {type(x).__name__} and {type(y).__name__}")
     if x.ndim < 2 or len(x) == 0:
         raise DataError(f"{name}: x has shape {tuple(x.shape)}; expected [samples, ...] with at least one sample")
-    if not x.is_floating_point():
+    tokens = x.dtype == torch.int64 and x.ndim == 2
+    if not x.is_floating_point() and not tokens:
         raise DataError(
             f"{name}: x holds {_word(x)} values; networks take floats: scale images to [-1, 1], "
-            "for bytes  x.float() / 127.5 - 1"
+            "for bytes  x.float() / 127.5 - 1; tokens are int64 [samples, tokens]"
         )
-    if y.ndim != 1 or len(y) != len(x):
-        raise DataError(f"{name}: y has shape {tuple(y.shape)}; expected [{len(x)}], one class number a sample")
+    if tuple(y.shape) != (len(x),) and not (tokens and y.shape == x.shape):
+        each = f", or {list(x.shape)}, one a token" if tokens else ""
+        raise DataError(f"{name}: y has shape {tuple(y.shape)}; expected [{len(x)}], one class number a sample{each}")
     if y.dtype != torch.int64:
         raise DataError(f"{name}: y holds {_word(y)} values; expected int64 class numbers: use  y.long()")
     if bad := int((~torch.isfinite(x)).flatten(1).any(1).sum()):

@@ -103,6 +103,8 @@ def _open(name: str | Spec, split: str, root: str | Path | None) -> Images | fol
 def _read(name: str, split: str, root: str | Path | None, options: dict[str, Any]) -> Images | folders.Folder | Dataset:
     if name == "digits":
         return bundled.digits(split)
+    if name == "text":
+        return bundled.text(split, **options)
     if name == "gaussian":
         return bundled.gaussian(split, **options)
     if name == "fashion-mnist":

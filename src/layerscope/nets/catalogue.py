@@ -31,6 +31,12 @@ _STRIDE = _param("stem_stride", 1, "stride of the first convolution", low=1)
 
 _PATCH = _param("patch", 4, "patches are patch x patch pixels", low=1)
 _PLACEMENT = _param("placement", "pre", "where the norm stands", choices=("pre", "post", "peri"))
+_ON_SPHERE = _param(
+    "placement",
+    "pre",
+    "where the norm stands; sphere is nGPT, with norm none",
+    choices=("pre", "post", "peri", "sphere"),
+)
 _ACT = _param("act", "gelu", "activation of the feed-forward layers", choices=("gelu", "relu"))
 
 
@@ -98,12 +104,26 @@ _NETS: tuple[NetInfo, ...] = (
             _param("depth", 6, "blocks (two residual adds each)", low=1),
             _param("heads", 4, "attention heads", low=1),
             _PATCH,
-            _PLACEMENT,
+            _ON_SPHERE,
             _param("branch", "plain", "how residual branches are scaled", choices=BRANCHES),
             _param("qk_norm", False, "RMS norm of queries and keys"),
             _ACT,
         ),
         "Dosovitskiy et al. 2021, arXiv 2010.11929, without class token",
+    ),
+    NetInfo(
+        "gpt",
+        "small language model over characters, for data text; causal attention",
+        (
+            _width(64, "channels of every token"),
+            _param("depth", 6, "blocks (two residual adds each)", low=1),
+            _param("heads", 4, "attention heads", low=1),
+            _ON_SPHERE,
+            _param("branch", "plain", "how residual branches are scaled", choices=BRANCHES),
+            _param("qk_norm", False, "RMS norm of queries and keys"),
+            _ACT,
+        ),
+        "Radford et al. 2019, Language models are unsupervised multitask learners",
     ),
     NetInfo(
         "mixer",

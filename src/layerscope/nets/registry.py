@@ -10,7 +10,7 @@ from torch import nn
 
 from layerscope import norms
 from layerscope.errors import SourceError
-from layerscope.nets import convnext, mixer, plain, resnet, vit
+from layerscope.nets import convnext, mixer, plain, resnet, transformer
 from layerscope.nets.catalogue import arguments
 from layerscope.nets.layers import Maker
 from layerscope.spec import Spec
@@ -38,7 +38,7 @@ def build(
         SourceError: the input shape does not suit the network.
     """
     read, arg = arguments(spec)
-    shape = _checked_shape(in_shape, image=read.name != "mlp", name=str(read))
+    shape = _checked_shape(in_shape, image=read.name not in ("mlp", "gpt"), name=str(read))
     if isinstance(classes, bool) or not isinstance(classes, int) or classes < 1:
         raise SourceError(f"{read}: classes={classes!r} is not a whole number of at least 1")
     with torch.random.fork_rng(devices=[]):
@@ -55,7 +55,8 @@ _MAKERS: dict[str, Callable[..., nn.Module]] = {
     **{f"resnet{depth}": partial(resnet.resnet, blocks=(depth - 2) // 6) for depth in (20, 32, 56, 110)},
     "resnet": resnet.resnet,
     "mlp": plain.mlp,
-    "vit": vit.vit,
+    "vit": transformer.vit,
+    "gpt": transformer.gpt,
     "mixer": mixer.mixer,
     "convnext": convnext.convnext,
 }

@@ -66,12 +66,16 @@ def informative_axis(profiles: Sequence[Profile], limits: Thresholds) -> Axis:
         if cosines:
             scores.append(1 - max(cosines))
             pooled.append((p.readout_cosine or -1) > (p.readout_cosine_unpooled or -1) + 0.05)
+    t = trunk(profiles[0])
+    if not scores and (between := _between_tokens(t)):
+        # A classifier of every token (a language model) has no row per sample: tokens are what it must tell apart.
+        score, spread = _over_seeds([1 - c for p in profiles for c in _between_tokens(trunk(p))[-1:]])
+        return _token_axis(t, score, spread, f"cosine {between[-1]:.2f} between tokens at the last layer", limits)
     if not scores or any(math.isnan(s) for s in scores):
         return Axis(
             "I", "unknown", None, None, "no similarity between samples could be measured at the classifier input"
         )
     score, spread = _over_seeds(scores)
-    t = trunk(profiles[0])
     place = "after pooling" if sum(pooled) * 2 > len(pooled) else "at the classifier input"
     cosine = f"samples have cosine {1 - score:.3f} {place}"
     if t.tokens:
@@ -88,6 +92,10 @@ def informative_axis(profiles: Sequence[Profile], limits: Thresholds) -> Axis:
     if score < caution:
         return Axis("I", "caution", score, spread, f"{cosine}: little information reaches the classifier", where)
     return Axis("I", "good", score, spread, cosine)
+
+
+def _between_tokens(t: Trunk) -> list[float]:
+    return [r.cosine_token for r in t.forward if r.cosine_token is not None] if t.tokens else []
 
 
 def _token_axis(t: Trunk, score: float, spread: float | None, cosine: str, limits: Thresholds) -> Axis:

@@ -1,4 +1,4 @@
-"""The vision transformer: wiring of its placements, scalings and attention."""
+"""Transformers: wiring of their placements, scalings and attention; the language model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 from layerscope import nets
 from layerscope.errors import SourceError
 from layerscope.nets.tokens import FixedScale, ResidualAdd
-from layerscope.nets.vit import Attention
+from layerscope.nets.transformer import Attention
 
 X = torch.randn(3, 2, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -130,3 +130,30 @@ def test_tokens_collapse_after_post_norm_and_not_with_scaled_branches(options: s
     count = cosines.shape[1]
     mean = float((cosines.sum() - cosines.diagonal(dim1=1, dim2=2).sum()) / (len(cosines) * count * (count - 1)))
     assert low < mean <= high + 1e-6
+
+
+def language_model(norm: str = "layer") -> nn.Module:
+    return nets.build("gpt:width=16,depth=2", norm, in_shape=(8,), classes=11)
+
+
+def test_a_language_model_gives_scores_where_cross_entropy_wants_them() -> None:
+    tokens = torch.randint(11, (3, 8), generator=torch.Generator().manual_seed(0))
+    out = language_model()(tokens)
+    assert out.shape == (3, 11, 8)
+    assert nn.functional.cross_entropy(out, tokens).isfinite()
+    assert language_model()(tokens[:, :5]).shape == (3, 11, 5)  # shorter samples are fine
+
+
+def test_no_character_sees_a_later_one() -> None:
+    tokens = torch.randint(11, (3, 8), generator=torch.Generator().manual_seed(0))
+    changed = tokens.clone()
+    changed[:, 5] = (changed[:, 5] + 1) % 11
+    net = language_model("rms")
+    before, after = net(tokens), net(changed)
+    torch.testing.assert_close(after[..., :5], before[..., :5])
+    assert not torch.allclose(after[..., 5:], before[..., 5:])
+
+
+def test_a_language_model_wants_rows_of_tokens() -> None:
+    with pytest.raises(SourceError, match="rows of tokens"):
+        nets.build("gpt", in_shape=(3, 8, 8))

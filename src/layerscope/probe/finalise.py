@@ -55,12 +55,12 @@ def finalise(traces: Sequence[Trace]) -> list[Site]:
             numbers[key]["zero_share"] = float(health.zero_share(kept.sketch))
         if kept.absmax is not None:
             numbers[key]["absmax"] = float(kept.absmax)
-    grads = _host([t.grad[0] for t in traces if t.grad])
+    grads = host([t.grad[0] for t in traces if t.grad])
     sites = []
     for trace in traces:
         values = dict(numbers[id(trace.kept)])
         if trace.grad:
-            values["grad_norm"] = next(grads)
+            values["grad_norm"] = math.sqrt(next(grads))
             _scale_gradient(values)
         if (
             values["nonfinite_share"] == 0
@@ -108,7 +108,7 @@ def _stack(tables: Sequence[Tables]) -> Tables:
 
 def _cosines(unique: dict[int, Reduced], numbers: dict[int, dict[str, float]]) -> None:
     with_cosine = [(k, r.resultant) for k, r in unique.items() if r.resultant is not None]
-    for (key, _), square in zip(with_cosine, _host([r for _, r in with_cosine]), strict=True):
+    for (key, _), square in zip(with_cosine, host([r for _, r in with_cosine]), strict=True):
         n = unique[key].samples - numbers[key]["dead_samples"]
         numbers[key]["cosine"] = (square - n) / (n * (n - 1)) if n > 1 else math.nan
     with_tokens = [(k, r.tokens) for k, r in unique.items() if r.tokens is not None]
@@ -147,8 +147,11 @@ def _scale_gradient(values: dict[str, float]) -> None:
         values["grad_scaled"] = values["grad_norm"] * math.sqrt(values["ms"]) if values["ms"] >= 0 else math.nan
 
 
-def _host(scalars: list[Tensor]) -> Iterator[float]:
-    return iter(torch.stack([s.double() for s in scalars]).tolist() if scalars else [])
+def host(scalars: Sequence[Tensor]) -> Iterator[float]:
+    """0-d tensors as numbers: one copy from an accelerator, none from the CPU."""
+    if all(s.device.type == "cpu" for s in scalars):
+        return (s.item() for s in scalars)
+    return iter(torch.stack([s.double() for s in scalars]).tolist())
 
 
 def average(

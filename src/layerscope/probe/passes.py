@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from layerscope.errors import ProbeError
 from layerscope.probe.blame import blame
-from layerscope.probe.finalise import Site, finalise
+from layerscope.probe.finalise import Site, finalise, host
 from layerscope.probe.functional import FunctionalOps
 from layerscope.probe.inputs import Batch
 from layerscope.probe.network import Network
@@ -21,7 +23,7 @@ from layerscope.probe.points import Point
 from layerscope.probe.readout import Head, Readout
 from layerscope.probe.recorder import Recorder
 from layerscope.probe.records import Level
-from layerscope.probe.reducers import reduce_gradient
+from layerscope.probe.reducers import square_norm
 from layerscope.probe.state import Generators
 from layerscope.quantities import rank, similarity, spread
 
@@ -49,7 +51,7 @@ class Passes:
         self.frozen = len(self.trainable) < len(network.parameters) or not self.trainable
         weights = {id(p.weight) for p in points}
         self._weights = [id(p) in weights for p in self.trainable]
-        self._grad_norms: dict[int, Tensor] = {}
+        self._grad_norms: dict[int, float] = defaultdict(float)
 
     def chunk(self, x: Tensor, y: Any) -> Chunk:
         """One training batch forward and backward."""
@@ -105,24 +107,23 @@ class Passes:
             grads = torch.autograd.grad(value, inputs, allow_unused=True)
         except Exception as error:
             raise blame(error, self.model, tuple(x.shape), "backward") from error
-        for parameter, grad, is_weight in zip(self.trainable, grads, self._weights, strict=False):
-            if is_weight and grad is not None:
-                norm = reduce_gradient(grad.coalesce().values() if grad.is_sparse else grad)
-                key = id(parameter)
-                self._grad_norms[key] = norm + self._grad_norms[key] if key in self._grad_norms else norm
+        squares = {
+            id(parameter): square_norm(grad.coalesce().values() if grad.is_sparse else grad)
+            for parameter, grad, is_weight in zip(self.trainable, grads, self._weights, strict=False)
+            if is_weight and grad is not None
+        }
+        for key, square in zip(squares, host(list(squares.values())), strict=True):
+            self._grad_norms[key] += math.sqrt(square)
 
     def weights(self, chunks: int) -> dict[int, tuple[float, float | None]]:
         """``id(module)`` -> norm of its weight and mean norm of the weight's gradient."""
-        found: dict[int, tuple[float, float | None]] = {}
-        for point in self.points:
-            weight = point.weight
-            if weight is not None:
-                grad = self._grad_norms.get(id(weight))
-                found[id(point.module)] = (
-                    float(reduce_gradient(weight)),
-                    None if grad is None else float(grad) / chunks,
-                )
-        return found
+        weights = [(id(point.module), weight) for point in self.points if (weight := point.weight) is not None]
+        squares = host([square_norm(weight) for _, weight in weights])
+        grads = {key: total / chunks for key, total in self._grad_norms.items()}
+        return {
+            module: (math.sqrt(square), grads.get(id(weight)))
+            for (module, weight), square in zip(weights, squares, strict=True)
+        }
 
     def batch_noise(self, data: Batch, seed: int | None) -> float | None:
         """Nu at the training batch size, at the classifier input (or at the output where there is none)."""

@@ -20,7 +20,7 @@ from layerscope.probe.outputs import first_tensor
 from layerscope.probe.plans import Plan, Planner
 from layerscope.probe.points import Point
 from layerscope.probe.records import Level, Role
-from layerscope.probe.reducers import Reduced, Reducer, reduce_gradient
+from layerscope.probe.reducers import Reduced, Reducer, square_norm
 from layerscope.probe.residual import is_sum_of_paths
 
 
@@ -36,7 +36,7 @@ class Trace:
     module: nn.Module | None
     kept: Reduced
     grad: list[Tensor]
-    """Empty, or one 0-d tensor; shared by call sites that return the same tensor."""
+    """Empty, or one 0-d tensor, the squared norm; shared by call sites that return the same tensor."""
     residual: bool = False
     """The output is a sum of two paths."""
     is_watched: bool = False
@@ -200,11 +200,11 @@ def _on_gradient(out: Tensor, into: list[Tensor]) -> None:
     """Reduce the gradient of ``out`` when it is known: before the function that made ``out`` runs backward."""
     node, index = out.grad_fn, out.output_nr
     if node is None:  # a leaf, such as an input handed through
-        out.register_hook(lambda g: into.append(reduce_gradient(g)))  # type: ignore[no-untyped-call]  # not annotated
+        out.register_hook(lambda g: into.append(square_norm(g)))  # type: ignore[no-untyped-call]  # not annotated
         return
 
     def before(grads: Any) -> None:
         if grads[index] is not None:
-            into.append(reduce_gradient(grads[index]))
+            into.append(square_norm(grads[index]))
 
     node.register_prehook(before)

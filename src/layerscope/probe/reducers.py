@@ -85,8 +85,10 @@ class Reducer:
         if not v.channels_first:
             if data.device.type != "cpu":
                 return Tables(data.sum(1), torch.linalg.vector_norm(data, dim=1), v.positions)
-            return Tables(data.sum(1), self._square(data).sum(1).sqrt_(), v.positions)
-        return Tables(data.sum(2), torch.linalg.vector_norm(data, dim=2), v.positions)
+            squares = self._square(data).sum(1).sqrt_()
+            return Tables(data.sum(1), squares, v.positions)
+        norms = torch.linalg.vector_norm(data, dim=2)  # the slower one first: the sum then finds the data in the cache
+        return Tables(data.sum(2), norms, v.positions)
 
     def _square(self, x: Tensor) -> Tensor:
         buffer = self._squares
@@ -95,11 +97,35 @@ class Reducer:
         return torch.mul(x, x, out=buffer[: x.numel()].view(x.shape))
 
 
-def reduce_gradient(grad: Tensor) -> Tensor:
-    """0-d float32 or wider: Frobenius norm."""
-    wide = torch.float32 if grad.dtype in (torch.float16, torch.bfloat16) else None
-    norm: Tensor = torch.linalg.vector_norm(grad.detach(), dtype=wide)
-    return norm
+def square_norm(t: Tensor) -> Tensor:
+    """0-d, float32 or wider: the sum of squares of a tensor of any shape, strides and float dtype.
+
+    On the CPU what runs over or under in float32 is read again in float64.
+    """
+    t = torch.view_as_real(t.detach()) if t.is_complex() else t.detach()
+    wide = torch.float32 if t.dtype in (torch.float16, torch.bfloat16) else t.dtype
+    line = _line(t) if t.device.type == "cpu" and t.dtype == wide else None
+    square = _square(t, wide) if line is None else torch.dot(line, line)
+    lossy = t.device.type == "cpu" and wide == torch.float32 and not _SAFE[0] < float(square) < _SAFE[1]
+    return _square(t, torch.float64) if lossy else square
+
+
+def _square(t: Tensor, dtype: torch.dtype) -> Tensor:
+    norm: Tensor = torch.linalg.vector_norm(t, dtype=dtype)
+    return norm.square()
+
+
+#: Sums of squares in this range have lost nothing that matters to float32's own range.
+_SAFE = (1e-26, 1e38)
+
+
+def _line(t: Tensor) -> Tensor | None:
+    """All entries in the order they lie in memory, [numel], without a copy; None where that needs one."""
+    if t.is_contiguous():
+        return t.view(-1)
+    if t.ndim == 4 and t.is_contiguous(memory_format=torch.channels_last):
+        return t.movedim(1, -1).view(-1)
+    return None
 
 
 def coprime(stride: int, length: int) -> int:
@@ -127,4 +153,21 @@ def _gram(flat: Tensor, todo: Plan) -> Tensor:
     stride = -(-flat.shape[1] // todo.gram_features)
     if stride > 1:
         rows = rows[:, :: coprime(stride, flat.shape[1])].contiguous()
-    return rows @ rows.t()
+    return self_product(rows)
+
+
+_STRIP = 32
+_WORTH_STRIPS = 2048
+
+
+def self_product(rows: Tensor) -> Tensor:
+    """X X^T of X [N, D]; on the CPU only what lies on and above the diagonal is multiplied out, in strips of rows."""
+    n, features = rows.shape
+    if n <= _STRIP or features < _WORTH_STRIPS or rows.device.type != "cpu":
+        return rows @ rows.t()
+    out = rows.new_empty(n, n)
+    for i in range(0, n, _STRIP):
+        strip = rows[i : i + _STRIP] @ rows[i:].t()
+        out[i : i + _STRIP, i:] = strip
+        out[i:, i : i + _STRIP] = strip.t()
+    return out

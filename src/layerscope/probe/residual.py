@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Any
 
 from torch import Tensor
@@ -37,7 +38,7 @@ class _Walk:
         seen: set[Any] = set()
         while queue and len(seen) < _BUDGET:
             here = queue.pop(0)
-            if here in seen or _WEIGHTS.search(here.name()):
+            if here in seen or _has_weights(here.name()):
                 continue
             seen.add(here)
             if self._is_sum(here, _DEPTH):
@@ -68,11 +69,16 @@ class _Walk:
             if here in seen:
                 continue
             seen.add(here)
-            if _WEIGHTS.search(here.name()) or self._is_sum(here, depth):
+            if _has_weights(here.name()) or self._is_sum(here, depth):
                 found.add(here)
             else:
                 queue += _computed(here)
         return found
+
+
+@lru_cache(maxsize=1024)
+def _has_weights(name: str) -> bool:
+    return _WEIGHTS.search(name) is not None
 
 
 def _computed(node: Any) -> list[Any]:
@@ -85,7 +91,7 @@ def _is_parameter(node: Any) -> bool:
         if "AccumulateGrad" in node.name():
             return True
         parents = [p for p, _ in node.next_functions if p is not None]
-        if len(parents) != 1 or _WEIGHTS.search(node.name()):
+        if len(parents) != 1 or _has_weights(node.name()):
             return False
         node = parents[0]
     return False

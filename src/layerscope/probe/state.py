@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -22,11 +23,17 @@ from layerscope.probe.network import Network
 _SCALARS = (bool, int, float, complex, str, bytes, type(None))
 
 
+#: Tensors of at most this many entries are kept side by side in one buffer per dtype and device: saving and comparing
+#: them is then one operation, not one for each of the hundreds of small tensors of a network.
+_SMALL = 1 << 16
+
+
 @contextmanager
 def unchanged(network: Network) -> Iterator[None]:
     """Restore ``network`` and all random generators on leaving, also after an exception."""
     generators = Generators(network)
     modules = [_Saved(module) for _, module in network.modules]
+    values = _Values([t for saved in modules for _, _, t in saved.tensors if t is not None])
     grads = [(p, p.grad, p.requires_grad) for p in network.parameters]
     try:
         yield
@@ -34,6 +41,7 @@ def unchanged(network: Network) -> Iterator[None]:
         with torch.no_grad():
             for saved in modules:
                 saved.restore()
+            values.restore()
             for parameter, grad, requires_grad in grads:
                 if parameter.grad is not grad:
                     parameter.grad = grad
@@ -43,12 +51,12 @@ def unchanged(network: Network) -> Iterator[None]:
 
 
 class _Saved:
-    """One module's own state, without its children's."""
+    """Which tensors and scalars one module holds, without its children's."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
-        self.tensors: list[tuple[dict[str, Any], str, Tensor | None, Tensor | None]] = [
-            (table, name, tensor, None if tensor is None else tensor.detach().clone())
+        self.tensors: list[tuple[dict[str, Any], str, Tensor | None]] = [
+            (table, name, tensor)
             for table in (cast("dict[str, Any]", module._parameters), cast("dict[str, Any]", module._buffers))
             for name, tensor in table.items()
         ]
@@ -57,12 +65,13 @@ class _Saved:
         self.names: frozenset[str] | None = None
         if type(module).__module__.startswith("torch.nn.modules"):  # their forward sets no attributes
             return
-        self.names = frozenset(vars(module))
-        for name, value in vars(module).items():
+        own = vars(module)
+        self.names = frozenset(own)
+        for name, value in own.items():
             if isinstance(value, _SCALARS):
                 self.attributes[name] = value
             elif isinstance(value, Tensor):
-                self.tensors.append((vars(module), name, value, value.detach().clone()))
+                self.tensors.append((own, name, value))
 
     def restore(self) -> None:
         own = vars(self.module)
@@ -70,14 +79,48 @@ class _Saved:
             for name in own.keys() - self.names:
                 del own[name]
         own.update(self.attributes)
-        for table, name, tensor, copy in self.tensors:
+        for table, name, tensor in self.tensors:
             table[name] = tensor
-            if tensor is not None and copy is not None and not _same(tensor, copy):
-                tensor.data = copy if tensor.shape != copy.shape else tensor.data.copy_(copy)
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b)
+class _Values:
+    """Copies of what is in some tensors."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        packed: dict[tuple[torch.dtype, torch.device], list[Tensor]] = defaultdict(list)
+        self._alone: list[tuple[Tensor, Tensor]] = []
+        for tensor in {id(t): t for t in tensors}.values():
+            if type(tensor) in (Tensor, nn.Parameter) and tensor.numel() <= _SMALL and tensor.layout is torch.strided:
+                packed[tensor.dtype, tensor.device].append(tensor)
+            else:
+                self._alone.append((tensor, tensor.detach().clone()))
+        self._packed = [(group, [t.shape for t in group], _pack(group)) for group in packed.values()]
+
+    def restore(self) -> None:
+        """Write back what changed."""
+        for group, shapes, buffer in self._packed:
+            intact = all(
+                t.shape == shape and t.dtype == buffer.dtype and t.device == buffer.device
+                for t, shape in zip(group, shapes, strict=True)
+            )
+            if intact and torch.equal(_pack(group), buffer):
+                continue
+            copies = torch.split(buffer, [shape.numel() for shape in shapes])
+            for tensor, shape, copy in zip(group, shapes, copies, strict=True):
+                _put_back(tensor, copy.view(shape))
+        for tensor, copy in self._alone:
+            _put_back(tensor, copy)
+
+
+def _pack(group: Sequence[Tensor]) -> Tensor:
+    return torch.cat([t.detach().reshape(-1) for t in group])
+
+
+def _put_back(tensor: Tensor, copy: Tensor) -> None:
+    if tensor.shape != copy.shape or tensor.dtype != copy.dtype or tensor.device != copy.device:
+        tensor.data = copy.clone()
+    elif not torch.equal(tensor, copy):
+        tensor.data.copy_(copy)
 
 
 class Generators:

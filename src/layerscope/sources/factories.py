@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import importlib.util
 import inspect
@@ -54,7 +55,7 @@ def from_package(text: str) -> Callable[..., Any]:
             if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
                 raise SourceError(f"there is no module {name!r} to import (no {error.name!r})") from error
             raise SourceError(f"importing {name!r} failed: {_where(error)}") from error
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise SourceError(f"importing {name!r} failed: {_where(error)}") from error
     return _function(module, factory, name)
 
@@ -88,7 +89,7 @@ def call(factory: Callable[..., Any], what: str, offers: dict[str, Any]) -> tupl
         module = factory(**given)
     except LayerscopeError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise SourceError(f"{what} raised {_where(error)}") from error
     if not isinstance(module, nn.Module):
         raise SourceError(f"{what} returned {_a(module)}, not a torch.nn.Module")
@@ -102,11 +103,28 @@ def _run(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses and pickle look their module up
     try:
-        spec.loader.exec_module(module)
+        with _no_arguments(path):
+            spec.loader.exec_module(module)
+    except SystemExit as error:
+        del sys.modules[spec.name]
+        raise SourceError(
+            f"running {str(path)!r} ended with sys.exit({error.code!r}): it must be importable, so put what it does as "
+            "a script under  if __name__ == '__main__':"
+        ) from error
     except Exception as error:
         del sys.modules[spec.name]
         raise SourceError(f"running {str(path)!r} failed: {_where(error)}") from error
     return module
+
+
+@contextmanager
+def _no_arguments(path: Path) -> Iterator[None]:
+    """A script that reads its command line while it is imported sees none, not ours."""
+    before, sys.argv = sys.argv, [str(path)]
+    try:
+        yield
+    finally:
+        sys.argv = before
 
 
 def _function(module: ModuleType, name: str, shown: str) -> Callable[..., Any]:
@@ -118,7 +136,7 @@ def _function(module: ModuleType, name: str, shown: str) -> Callable[..., Any]:
     if value is None:
         raise SourceError(f"{shown!r} has no {name!r}; {did_you_mean(name, own) if own else 'it defines no function'}")
     if isinstance(value, nn.Module):
-        return lambda: value
+        return lambda: copy.deepcopy(value)
     if not callable(value):
         raise SourceError(f"{shown}:{name} is {_a(value)}, not a function that makes a network")
     return value  # type: ignore[no-any-return]  # any callable is what the caller asked for
@@ -130,7 +148,7 @@ def _where(error: BaseException) -> str:
     if isinstance(error, SyntaxError):
         return f"SyntaxError: {error.msg} ({error.filename}, line {error.lineno})"
     place = f" ({frames[-1].filename}, line {frames[-1].lineno}, in {frames[-1].name})" if frames else ""
-    return f"{type(error).__name__}: {error}{place}"
+    return f"{type(error).__name__}: {' '.join(str(error).split())}{place}"
 
 
 def _a(value: object) -> str:

@@ -25,6 +25,7 @@ AS_IS = "as is"
 
 #: Similarity between samples is not worth stating on fewer.
 FEWEST_SAMPLES = 32
+MOST_SEEDS = 1000
 
 
 def compare(
@@ -53,9 +54,9 @@ def compare(
         source: ``"resnet56"``, ``"timm:resnet18"``, ``"torchvision:resnet18"``, ``"file.py:factory"``,
             ``"pkg.mod:factory"``, a factory, or a module; layers of a module are exchanged on a copy.
         norm: one or several norm specs (``"group:size=8"``); ``"as is"`` leaves the network alone.
-        data: a data set's name, a ``Dataset``, samples ``(x, y)``, a torch ``Dataset``, or an iterable of ``(x, y)``
-            such as a ``DataLoader``. A network with several inputs takes ``x`` as a tuple or a dict (see
-            ``layerscope.profile``).
+        data: a data set's name, a ``Dataset``, samples ``(x, y)``, a torch ``Dataset``, an iterable of ``(x, y)`` such
+            as a ``DataLoader``, or ``"file.py:function"`` that returns one of these. A network with several inputs
+            takes ``x`` as a tuple or a dict (see ``layerscope.profile``).
         batch_size: the batch size that you will train with: what BatchNorm sees.
         chunks: batches of that size to average over. None: as many as make 32 samples, or as the data has.
         seeds: how many seeds (0, 1, ...), or which ones. A module object has one: its own weights.
@@ -81,9 +82,10 @@ def compare(
     started = time.perf_counter()
     wanted = _checked(norm)
     seed_list = _seeds(seeds, source)
-    _whole(batch_size=batch_size, chunks=chunks, micro_steps=micro_steps)
+    _whole(batch_size=batch_size, chunks=chunks, classes=classes, micro_steps=micro_steps)
     if device is not None:
         probe.check_device(device)
+    given, data = data, sources.data_from(data)
     x, y, name, found_classes = _samples(data, batch_size, chunks)
     main = inputs.main(x)
     shape = tuple(main.shape[1:]) if main is not None else ()
@@ -130,14 +132,14 @@ def compare(
         raise errors[0]
     return Comparison(
         source=label,
-        data=name,
+        data=given if isinstance(given, str) else name,
         batch_size=batch_size,
         seeds=tuple(seed_list),
         in_shape=shape,
         choices=tuple(choices),
         seconds=time.perf_counter() - started,
         versions=next(c.profiles[0].versions for c in choices if c.profiles),
-        command=_command(source, wanted, data, batch_size, len(seed_list)),
+        command=_command(source, wanted, given, batch_size, len(seed_list)),
     )
 
 
@@ -159,6 +161,8 @@ def _checked(norm: str | Sequence[str]) -> list[str]:
 
 
 def _seeds(seeds: int | Iterable[int], source: Any) -> list[int]:
+    if isinstance(seeds, int) and not 1 <= seeds <= MOST_SEEDS:
+        raise LayerscopeError(f"seeds must be at least 1 and at most {MOST_SEEDS}; got {seeds}")
     found = list(range(seeds)) if isinstance(seeds, int) else [int(s) for s in seeds]
     if not found:
         raise LayerscopeError("seeds must be at least 1")
@@ -180,18 +184,18 @@ def _samples(data: Any, batch_size: int, chunks: int | None) -> tuple[Any, Any, 
         data = datasets.load(data)
     if isinstance(data, datasets.Dataset):
         x, y = datasets.batch(data, size, seed=0, at_least=at_least)
-        return x, y, data.name, data.classes
+        return x, y, data.name, max(data.classes, 2)
     x, y = datasets.gather(data, size, at_least=at_least)
     name = getattr(data, "name", None)
     return x, y, name if isinstance(name, str) else "your data", _classes(y)
 
 
 def _classes(y: Any) -> int:
-    """One more than the largest label; as for digits where there are no labels."""
+    """One more than the largest label, two or more; as for digits where there are no labels."""
     labels = inputs.main(y)
     if labels is None or labels.is_floating_point() or not labels.numel():
         return 10
-    return max(int(labels.max()) + 1, 1)
+    return max(int(labels.max()) + 1, 2)
 
 
 def _few(x: Any) -> Any:

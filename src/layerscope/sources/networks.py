@@ -95,7 +95,7 @@ def _named(text: str, spec: str | None, shape: tuple[int, ...] | None, classes: 
     if head in _ZOOS:
         made, notes = _ZOOS[head](rest, shape or (3, 32, 32), classes)
         return _swapped(made, text, spec, _example(example, shape or (3, 32, 32)), notes)
-    if ".py" in text and (text.endswith(".py") or ".py:" in text):
+    if factories.is_file(text):
         return _factory(factories.from_file(text), text, spec, shape, classes, example)
     if head.lower() not in nets.names() and rest and "=" not in rest:
         if "." not in head and get_close_matches(head.lower(), _ZOOS, cutoff=0.7):

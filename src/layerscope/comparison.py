@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from layerscope import data as datasets
-from layerscope import norms, probe, sources, verdict
+from layerscope import inputs, norms, probe, sources, verdict
 from layerscope.errors import LayerscopeError, SpecError
 from layerscope.probe.records import Level, Profile
+from layerscope.spec import Spec
 from layerscope.verdict.types import Choice, Comparison, MicroTrain, Verdict
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
 #: The choices that are compared when none are named: every family of the zoo that a convolutional net can take.
 STANDARD_NORMS = ("none", "batch", "layer", "instance", "group:size=8", "frn", "evonorm-s0", "weight", "sws")
@@ -23,6 +25,7 @@ AS_IS = "as is"
 
 #: Similarity between samples is not worth stating on fewer.
 FEWEST_SAMPLES = 32
+MOST_SEEDS = 1000
 
 
 def compare(
@@ -39,7 +42,7 @@ def compare(
     output: Any = None,
     micro_steps: int = 0,
     lr: float = 0.1,
-    device: str = "cpu",
+    device: str | None = None,
     progress: bool = False,
 ) -> Comparison:
     """Which normalization layer will train in this network, which will not, and why.
@@ -51,9 +54,11 @@ def compare(
         source: ``"resnet56"``, ``"timm:resnet18"``, ``"torchvision:resnet18"``, ``"file.py:factory"``,
             ``"pkg.mod:factory"``, a factory, or a module; layers of a module are exchanged on a copy.
         norm: one or several norm specs (``"group:size=8"``); ``"as is"`` leaves the network alone.
-        data: a data set's name, a ``Dataset``, an ``(x, y)`` pair of tensors, or an iterable of such pairs.
+        data: a data set's name, a ``Dataset``, samples ``(x, y)``, a torch ``Dataset``, an iterable of ``(x, y)`` such
+            as a ``DataLoader``, or ``"file.py:function"`` that returns one of these. A network with several inputs
+            takes ``x`` as a tuple or a dict (see ``layerscope.profile``).
         batch_size: the batch size that you will train with: what BatchNorm sees.
-        chunks: batches of that size to average over. None: as many as make 32 samples.
+        chunks: batches of that size to average over. None: as many as make 32 samples, or as the data has.
         seeds: how many seeds (0, 1, ...), or which ones. A module object has one: its own weights.
         classes: number of outputs for networks built by name; taken from the data when left out.
         level: ``light``, ``standard`` or ``deep`` (see ``layerscope.profile``).
@@ -61,7 +66,7 @@ def compare(
         output: which output of a network that returns several (see ``layerscope.profile``).
         micro_steps: also train a copy for so many real steps (10 to 20 suffice) and let the verdict see them.
         lr: the learning rate of those steps (SGD with momentum 0.9).
-        device: where to probe, such as ``"cuda"``.
+        device: where to probe, such as ``"cuda"``. None: where the network is.
         progress: show a progress bar when on a terminal.
 
     Returns:
@@ -77,12 +82,15 @@ def compare(
     started = time.perf_counter()
     wanted = _checked(norm)
     seed_list = _seeds(seeds, source)
-    if batch_size < 1 or (chunks is not None and chunks < 1):
-        raise LayerscopeError(f"batch_size and chunks must be at least 1; got {batch_size} and {chunks}")
-    probe.check_device(device)
-    x, y, name, found_classes = _batch(data, batch_size * (chunks or -(-FEWEST_SAMPLES // batch_size)))
-    outputs = classes or found_classes
-    shape = tuple(x.shape[1:])
+    _whole(batch_size=batch_size, chunks=chunks, classes=classes, micro_steps=micro_steps)
+    if device is not None:
+        probe.check_device(device)
+    given, data = data, sources.data_from(data)
+    x, y, name, found_classes = _samples(data, batch_size, chunks)
+    main = inputs.main(x)
+    shape = tuple(main.shape[1:]) if main is not None else ()
+    if main is not None and not inputs.is_even(x, len(main)):
+        batch_size = len(main)  # a graph: one whole that cannot be cut
     label = source if isinstance(source, str) else getattr(source, "__name__", type(source).__name__)
     choices: list[Choice] = []
     errors: list[LayerscopeError] = []
@@ -95,11 +103,13 @@ def compare(
                 for seed in seed_list:
                     step(f"{spec}, seed {seed}")
                     built = sources.build(
-                        source, None if spec == AS_IS else spec, in_shape=shape, classes=outputs, seed=seed
-                    )
+                        source, None if spec == AS_IS else spec, in_shape=shape or None,
+                        classes=classes or found_classes, seed=seed, example=_few(x),
+                    )  # fmt: skip
                     label, notes = built.label, tuple(built.notes)
+                    module = _on(device, built.module, source)
                     profile = probe.profile(
-                        built.module.to(device), (x.to(device), y.to(device)), level=level, loss=loss,
+                        module, (x, y), level=level, loss=loss,
                         batch_size=batch_size, output=output, seed=seed, source=label, norm=spec,
                         batch_noise=level != "light",
                     )  # fmt: skip
@@ -107,7 +117,7 @@ def compare(
                     if micro_steps:
                         micro.append(
                             verdict.real_steps(
-                                built.module, data, lr=lr, steps=micro_steps,
+                                module, (x, y) if isinstance(data, Iterator) else data, lr=lr, steps=micro_steps,
                                 batch_size=batch_size, loss=loss, output=output, seed=seed,
                             )
                         )  # fmt: skip
@@ -122,14 +132,14 @@ def compare(
         raise errors[0]
     return Comparison(
         source=label,
-        data=name,
+        data=given if isinstance(given, str) else name,
         batch_size=batch_size,
         seeds=tuple(seed_list),
         in_shape=shape,
         choices=tuple(choices),
         seconds=time.perf_counter() - started,
         versions=next(c.profiles[0].versions for c in choices if c.profiles),
-        command=_command(source, wanted, data, batch_size, len(seed_list)),
+        command=_command(source, wanted, given, batch_size, len(seed_list)),
     )
 
 
@@ -151,17 +161,54 @@ def _checked(norm: str | Sequence[str]) -> list[str]:
 
 
 def _seeds(seeds: int | Iterable[int], source: Any) -> list[int]:
+    if isinstance(seeds, int) and not 1 <= seeds <= MOST_SEEDS:
+        raise LayerscopeError(f"seeds must be at least 1 and at most {MOST_SEEDS}; got {seeds}")
     found = list(range(seeds)) if isinstance(seeds, int) else [int(s) for s in seeds]
     if not found:
         raise LayerscopeError("seeds must be at least 1")
     return found if isinstance(source, str) or not hasattr(source, "forward") else found[:1]
 
 
-def _batch(data: Any, size: int) -> tuple[Tensor, Tensor, str, int]:
-    x, y = datasets.batch(data, size, seed=0)
-    name = data if isinstance(data, str) else getattr(data, "name", "your data")
-    classes = getattr(data, "classes", None) or (datasets.load(data).classes if isinstance(data, str) else None)
-    return x, y, name, int(classes or int(y.max()) + 1)
+def _whole(**numbers: int | None) -> None:
+    for name, value in numbers.items():
+        least = 0 if name == "micro_steps" else 1
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+            raise LayerscopeError(f"{name} must be a whole number of at least {least}; got {value!r}")
+
+
+def _samples(data: Any, batch_size: int, chunks: int | None) -> tuple[Any, Any, str, int]:
+    """Samples for the probe, what they are called, and how many classes they have."""
+    size = batch_size * (chunks or -(-FEWEST_SAMPLES // batch_size))
+    at_least = size if chunks else batch_size
+    if isinstance(data, str | Spec):
+        data = datasets.load(data)
+    if isinstance(data, datasets.Dataset):
+        x, y = datasets.batch(data, size, seed=0, at_least=at_least)
+        return x, y, data.name, max(data.classes, 2)
+    x, y = datasets.gather(data, size, at_least=at_least)
+    name = getattr(data, "name", None)
+    return x, y, name if isinstance(name, str) else "your data", _classes(y)
+
+
+def _classes(y: Any) -> int:
+    """One more than the largest label, two or more; as for digits where there are no labels."""
+    labels = inputs.main(y)
+    if labels is None or labels.is_floating_point() or not labels.numel():
+        return 10
+    return max(int(labels.max()) + 1, 2)
+
+
+def _few(x: Any) -> Any:
+    """Two samples of it, or all where they cannot be picked."""
+    main = inputs.main(x)
+    return inputs.pick(x, slice(2)) if main is not None and inputs.is_even(x, len(main)) else x
+
+
+def _on(device: str | None, module: nn.Module, source: Any) -> nn.Module:
+    """The network on the device; the caller's own module stays where it is."""
+    if device is None:
+        return module
+    return (copy.deepcopy(module) if module is source else module).to(device)
 
 
 def _progress(total: int, label: str, wanted: bool) -> Any:

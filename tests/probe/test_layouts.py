@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from layerscope import norms
 from layerscope.probe.layouts import AxisMemory, samples_first, view
@@ -64,12 +64,14 @@ def test_our_norms_take_tokens_with_channels_last(spec: str) -> None:
 
 
 def test_sample_axis() -> None:
-    assert samples_first(torch.randn(4, 3), 4) is not None
-    turned = samples_first(torch.randn(7, 4, 3), 4)
-    assert turned is not None
-    assert turned.shape == (4, 7, 3)
-    windows = samples_first(torch.randn(8, 5, 3), 4)
-    assert windows is not None
-    assert windows.shape == (4, 10, 3)
-    assert samples_first(torch.randn(3, 3), 4) is None
-    assert samples_first(torch.randn(()), 4) is None
+    def shape(x: Tensor, channels_last: bool) -> tuple[tuple[int, ...], bool] | None:
+        found = samples_first(x, 4, channels_last)
+        return None if found is None else (tuple(found[0].shape), found[1])
+
+    assert shape(torch.randn(4, 3), False) == ((4, 3), False)
+    assert shape(torch.randn(7, 4, 3), True) == ((4, 7, 3), True)  # sequence first
+    assert shape(torch.randn(8, 5, 3), True) == ((4, 10, 3), True)  # windows
+    assert shape(torch.randn(8, 3, 5, 5), False) == ((4, 50, 3), True)  # two views of every sample
+    assert shape(torch.randn(12, 3), False) == ((4, 3, 3), True)  # tokens in one row
+    assert shape(torch.randn(3, 3), False) is None
+    assert shape(torch.randn(()), False) is None

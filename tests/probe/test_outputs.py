@@ -56,7 +56,7 @@ def test_pick(output: Any, select: Any, expected: Tensor) -> None:
         ("text", None, r"the model returned str, in which there is no floating-point tensor"),
         ({"ids": torch.arange(4)}, None, r"dict\(ids: int64\[4\]\).*output='key', output=index or output=function"),
         ((A, B), 5, r"output=5 is not in what the model returned: tuple\(0: float32\[4, 7\], 1: float32\[4, 3\]\)"),
-        (None, None, r"the model returned NoneType"),
+        (None, None, r"the model returned None: does its forward lack a return"),
     ],
 )
 def test_pick_lists_what_there_is(output: Any, select: Any, message: str) -> None:

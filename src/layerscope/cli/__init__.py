@@ -16,6 +16,7 @@ from layerscope.errors import LayerscopeError, did_you_mean
 TABLE: dict[str, tuple[str, str]] = {
     "compare": ("compare", "which normalization layer will train, which will not, and why"),
     "diagnose": ("diagnose", "one network as it is: where its activations or gradients go wrong"),
+    "show": ("show", "a comparison that was written with --json: as a table and as a page"),
     "demo": ("demo", "the main job on bundled data: ResNet-56 and a plain 20-layer net, every kind of norm"),
     "study": ("study", "run, follow and resume a grid of probes and trainings"),
     "score": ("score", "how often verdicts were right on a study's trainings"),

@@ -26,6 +26,7 @@ def compare(
     """
     from layerscope import comparison
 
+    output.check()
     wanted = norm or comparison.STANDARD_NORMS
     output.deliver(comparison.compare(source, wanted, progress=True, **probe.arguments()))
 

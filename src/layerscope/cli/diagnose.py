@@ -19,6 +19,7 @@ def diagnose(
     """
     from layerscope import comparison
 
+    output.check()
     output.deliver(comparison.diagnose(source, progress=True, **probe.arguments()))
 
 

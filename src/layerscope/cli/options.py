@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from layerscope._show import writable
+
 if TYPE_CHECKING:
     from layerscope.verdict.types import Comparison
 
@@ -19,25 +21,28 @@ class ProbeOptions:
     """What is probed, on what."""
 
     data: Annotated[str, tyro.conf.arg(metavar="DATA")] = "digits"
-    """A data set (see `layerscope data`), such as digits:size=16."""
+    """A data set (see `layerscope data`), such as digits:size=16, or your own: file.py:function, which returns (x, y)
+    or a DataLoader; x may be a tuple or dict of several inputs."""
     batch_size: int = 32
     """The batch size you will train with: what BatchNorm sees."""
     chunks: int | None = None
-    """Batches of that size to average over; left out, as many as make 32 samples."""
+    """Batches of that size to average over; left out, as many as make 32 samples, or as the data has."""
     seeds: int = 1
     """How many random initializations to probe."""
     classes: int | None = None
     """Number of outputs; left out, as the data has."""
     level: Literal["light", "standard", "deep"] = "standard"
     """How much to measure."""
+    loss: Literal["cross_entropy", "mse", "unlabeled"] = "cross_entropy"
+    """What is differentiated; unlabeled takes half the mean square of the output, whatever the labels."""
     output: str | None = None
     """Key or index of the output to use, for a network that returns several."""
     micro_steps: int = 0
     """Also train a copy for so many real steps (10 to 20 suffice) and let the verdict see them."""
     lr: float = 0.1
     """The learning rate of those steps."""
-    device: str = "cpu"
-    """Where to probe, such as cuda."""
+    device: str | None = None
+    """Where to probe, such as cuda; left out, where the network is."""
 
     def arguments(self) -> dict[str, Any]:
         """As keyword arguments of ``layerscope.compare``; an output that is a number is an index."""
@@ -55,6 +60,12 @@ class OutputOptions:
     """Write one self-contained page here."""
     json: Path | None = None
     """Write every number here."""
+
+    def check(self) -> None:
+        """Find out now whether the files can be written, and not after minutes of work."""
+        for path in (self.html, self.json):
+            if path is not None:
+                writable(path)
 
     def deliver(self, result: Comparison) -> None:
         """Print the result, and write the files that were asked for."""

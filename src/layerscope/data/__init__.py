@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from layerscope.data.catalogue import names as names
     from layerscope.data.catalogue import parse as parse
     from layerscope.data.dataset import Dataset as Dataset
+    from layerscope.data.given import gather as gather
+    from layerscope.data.given import repeated as repeated
     from layerscope.data.registry import as_dataset as as_dataset
     from layerscope.data.registry import batch as batch
     from layerscope.data.registry import load as load
@@ -35,6 +37,8 @@ __getattr__, __dir__, __all__ = lazy(
         "names": "catalogue",
         "parse": "catalogue",
         "Dataset": "dataset",
+        "gather": "given",
+        "repeated": "given",
         "as_dataset": "registry",
         "batch": "registry",
         "load": "registry",

@@ -22,8 +22,8 @@ def cache() -> Path:
     """The folder that downloads go to: ``$LAYERSCOPE_DATA``, or ``layerscope`` in the user's cache folder."""
     if set_by_user := os.environ.get(ENVIRONMENT):
         return Path(set_by_user).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "layerscope"
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # which keeps ~ where nobody has a home
+    return Path(base) / "layerscope"
 
 
 def candidates(root: str | Path | None, folders: Sequence[str], fixed: Sequence[str] = ()) -> list[Path]:

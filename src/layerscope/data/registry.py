@@ -39,7 +39,9 @@ def load(name: str | Spec, split: str = "train", root: str | Path | None = None)
     return opened if isinstance(opened, Dataset) else opened.take()
 
 
-def batch(source: Source, size: int, seed: int = 0, split: str = "train") -> tuple[Tensor, Tensor]:
+def batch(
+    source: Source, size: int, seed: int = 0, split: str = "train", *, at_least: int | None = None
+) -> tuple[Tensor, Tensor]:
     """``size`` different samples, drawn evenly without replacement; the same ones for the same seed.
 
     Args:
@@ -48,6 +50,7 @@ def batch(source: Source, size: int, seed: int = 0, split: str = "train") -> tup
         size: samples to draw.
         seed: of the draw.
         split: of a data set given by name.
+        at_least: take as many as there are where there are fewer than ``size``, but no fewer than this.
 
     Returns:
         ``x`` [size, ...] and ``y`` [size].
@@ -61,8 +64,12 @@ def batch(source: Source, size: int, seed: int = 0, split: str = "train") -> tup
         gathered = _gather(source, size)
         return gathered.x, gathered.y
     opened = _open(source, split, None) if isinstance(source, str | Spec) else as_dataset(source)
+    if at_least is not None:
+        size = max(at_least, min(size, len(opened)))
     if size > len(opened):
-        raise DataError(f"{opened.name} ({split}) has {len(opened)} samples, fewer than the {size} asked for")
+        raise DataError(
+            f"{opened.name} ({split}) has {len(opened)} samples, fewer than the {size} asked for: lower the batch size"
+        )
     taken = opened.take(torch.randperm(len(opened), generator=torch.Generator().manual_seed(seed))[:size])
     return taken.x, taken.y
 

@@ -20,6 +20,7 @@ from layerscope._lazy import lazy
 
 if TYPE_CHECKING:
     from layerscope.probe.network import check_device as check_device
+    from layerscope.probe.outputs import loss as loss
     from layerscope.probe.records import LayerRecord as LayerRecord
     from layerscope.probe.records import Level as Level
     from layerscope.probe.records import Profile as Profile
@@ -27,5 +28,12 @@ if TYPE_CHECKING:
 
 __getattr__, __dir__, __all__ = lazy(
     __name__,
-    {"profile": "run", "check_device": "network", "LayerRecord": "records", "Level": "records", "Profile": "records"},
+    {
+        "profile": "run",
+        "check_device": "network",
+        "loss": "outputs",
+        "LayerRecord": "records",
+        "Level": "records",
+        "Profile": "records",
+    },
 )

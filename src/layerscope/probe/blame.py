@@ -21,6 +21,11 @@ _HINTS = (
     ),
     (r"expected scalar type|should be the same|same dtype", "check the dtypes of x and of the model"),
     (r"smaller than kernel|too small|Kernel size can't be greater", "the images are too small for this network"),
+    (
+        r"missing \d+ required|takes .* positional argument|unexpected keyword",
+        "give several inputs as x=(a, b) or x={'name': a}",
+    ),
+    (r"use_reentrant", "set use_reentrant=False where the network calls checkpoint"),
     (r"out of memory", "use a smaller batch or level='light'"),
 )
 
@@ -41,13 +46,21 @@ def where(error: BaseException, model: nn.Module) -> str | None:
     return f"{path!r} ({type(module).__name__})" if path else f"the root module ({type(module).__name__})"
 
 
-def blame(error: Exception, model: nn.Module, shape: tuple[int, ...], during: str) -> ProbeError:
-    """The :class:`ProbeError` to raise from ``error``."""
+def blame(error: Exception, model: nn.Module, given: str, during: str, advice: str | None = None) -> ProbeError:
+    """The :class:`ProbeError` to raise from ``error``.
+
+    Args:
+        error: what the network raised.
+        model: the network.
+        given: the shape of its input.
+        during: the pass that failed.
+        advice: what to do, where the caller knows; else looked up by the error's text.
+    """
     text = " ".join(str(error).split()) or type(error).__name__
     text = text if len(text) <= 300 else text[:297] + "..."
     place = where(error, model)
-    hint = next((h for pattern, h in _HINTS if re.search(pattern, text, re.IGNORECASE)), None)
+    hint = advice or next((h for pattern, h in _HINTS if re.search(pattern, text, re.IGNORECASE)), None)
     return ProbeError(
         f"the {during} pass failed{f' in {place}' if place else ''}: {type(error).__name__}: {text}; "
-        f"the input was {list(shape)}{f' - {hint}' if hint else ''}"
+        f"the input was {given}{f' - {hint}' if hint else ''}"
     )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
@@ -42,6 +43,8 @@ class FunctionalOps(TorchFunctionMode):
 
     def __enter__(self) -> FunctionalOps:
         for path, module in self._network.modules:
+            if isinstance(module, torch.jit.ScriptModule):
+                continue  # takes no hooks
             self._handles.append(module.register_forward_pre_hook(self._push(path), prepend=True))
             self._handles.append(module.register_forward_hook(self._pop, always_call=True))
         super().__enter__()  # type: ignore[no-untyped-call]  # torch's mode is untyped

@@ -62,20 +62,21 @@ def _decides(module: nn.Module | None, out: Tensor) -> bool | None:
     return out.shape[-1:] == shape and type(module).__name__.endswith("Norm")
 
 
-def samples_first(out: Tensor, samples: int) -> Tensor | None:
-    """``out`` with the sample axis in front, or None where it has none.
+def samples_first(out: Tensor, samples: int, channels_last: bool) -> tuple[Tensor, bool] | None:
+    """``out`` with the sample axis in front and whether its channels are last; None where it has no sample axis.
 
-    Windows and heads that were folded into the sample axis ([N k, S, C]) are unfolded into positions; sequence-first
-    tensors ([S, N, C]) are turned round.
+    Windows, heads, tokens and views of one sample that were folded into the sample axis ([N k, C], [N k, S, C],
+    [N k, C, H, W]) are unfolded into positions; sequence-first tensors ([S, N, C]) are turned round.
     """
     if out.ndim < 2 or out.numel() == 0:
         return None
     if out.shape[0] == samples:
-        return out
+        return out, channels_last
     if out.ndim == 3 and out.shape[1] == samples:
-        return out.transpose(0, 1)
-    if out.ndim >= 3 and out.shape[0] % samples == 0:
-        return out.reshape(samples, -1, out.shape[-1])
+        return out.transpose(0, 1), channels_last
+    if out.shape[0] % samples == 0:
+        rows = out if channels_last or out.ndim == 2 else out.movedim(1, -1)
+        return rows.reshape(samples, -1, rows.shape[-1]), True
     return None
 
 

@@ -58,6 +58,11 @@ def open_network(model: Any, device: str | torch.device | None = None) -> Networ
     tensors: list[Tensor] = [*parameters, *(b for _, m in modules for b in m._buffers.values() if b is not None)]
     if any(is_lazy(t) for t in tensors):
         raise ProbeError("the model has lazy layers that do not know their shape yet: run one batch through it first")
+    if any(t.is_meta for t in tensors):
+        raise ProbeError(
+            "the model is on the meta device, where tensors hold no values: build it on the CPU, or call "
+            "model.to_empty(device='cpu') and initialize it"
+        )
     devices = {t.device: None for t in tensors} or {torch.device("cpu"): None}
     at = next(iter(devices))
     if device is not None:

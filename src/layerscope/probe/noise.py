@@ -13,39 +13,45 @@ from layerscope.quantities.noise import batch_noise_of
 #: Views of every sample, on average: with 64 samples this leaves nu uncertain by about a fifth.
 VIEWS = 4
 MIN_BATCHES = 4
+#: Of larger readouts (maps of labels, tokens) every k-th number is taken.
+MOST_FEATURES = 8192
 #: Below this, what two batches disagree on is rounding, and the network is independent of the batch.
 ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-6}
 
 
-def measure_batch_noise(readout: Callable[[Tensor], Tensor], x: Tensor, size: int, generator: torch.Generator) -> float:
+def measure_batch_noise(
+    readout: Callable[[Tensor], Tensor], samples: int, size: int, generator: torch.Generator, dtype: torch.dtype
+) -> float:
     """Nu of ``readout`` at batch size ``size``.
 
-    Companions are drawn with replacement from ``x``: then statistics over the batch scatter as they do for batches
+    Companions are drawn with replacement: then statistics over the batch scatter as they do for batches
     from a large data set, however few samples are at hand. Two batches that share their first sample are tried
     first; if it is read out alike, the network does not look at the batch and nu is exactly 0.
 
     Args:
-        readout: [B, ...] -> [B, D], the classifier input.
-        x: anchors and companions [M, ...].
+        readout: numbers of B samples -> [B, D], the classifier input.
+        samples: M, how many there are to draw anchors and companions from.
         size: B.
         generator: draws the batches.
+        dtype: of the network, for the size of its rounding.
     """
-    if size < 2 or len(x) < 2:
+    if size < 2 or samples < 2:
         return 0.0
-    batches = max(MIN_BATCHES, -(-VIEWS * len(x) // size))
-    draws = torch.randint(len(x), (batches, size), generator=generator)
+    batches = max(MIN_BATCHES, -(-VIEWS * samples // size))
+    draws = torch.randint(samples, (batches, size), generator=generator)
     draws[1, 0] = draws[0, 0]
     views: list[Tensor] = []
-    samples: list[Tensor] = []
+    anchors: list[Tensor] = []
     for i, draw in enumerate(draws):
-        z = readout(x[draw.to(x.device)]).double().flatten(1).cpu()
+        z = readout(draw)
+        z = z[:, :: -(-z.shape[1] // MOST_FEATURES)].double().cpu()
         # copies of one sample in one batch are one view of it: they share their companions
         first = torch.tensor([int((draw[:j] == draw[j]).any()) == 0 for j in range(size)])
         views.append(z[first])
-        samples.append(draw[first])
-        if i == 1 and _alike(views[0][0], views[1][0], torch.cat(views), x.dtype):
+        anchors.append(draw[first])
+        if i == 1 and _alike(views[0][0], views[1][0], torch.cat(views), dtype):
             return 0.0
-    return float(batch_noise_of(torch.cat(views), torch.cat(samples)))
+    return float(batch_noise_of(torch.cat(views), torch.cat(anchors)))
 
 
 def _alike(a: Tensor, b: Tensor, all_views: Tensor, dtype: torch.dtype) -> bool:

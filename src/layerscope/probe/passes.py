@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from layerscope import inputs
 from layerscope.errors import ProbeError
 from layerscope.probe.blame import blame
 from layerscope.probe.finalise import Site, finalise, host
 from layerscope.probe.functional import FunctionalOps
-from layerscope.probe.inputs import Batch
+from layerscope.probe.inputs import Batch, integers
 from layerscope.probe.network import Network
 from layerscope.probe.noise import measure_batch_noise, quiet_dropout
 from layerscope.probe.outputs import Loss, Select, loss_of, pick
@@ -53,7 +54,7 @@ class Passes:
         self._weights = [id(p) in weights for p in self.trainable]
         self._grad_norms: dict[int, float] = defaultdict(float)
 
-    def chunk(self, x: Tensor, y: Any) -> Chunk:
+    def chunk(self, x: Any, y: Any, samples: int) -> Chunk:
         """One training batch forward and backward."""
         with ExitStack() as stack:
             recorder = stack.enter_context(Recorder(self.points, self.level, self.network.device.type))
@@ -61,28 +62,28 @@ class Passes:
             if self.functional:
                 stack.enter_context(FunctionalOps(self.network, self.points, recorder))
             # with frozen layers the gradient has to be carried to them by the input
-            x = x.clone().requires_grad_() if self.frozen and x.is_floating_point() else x
-            recorder.start(len(x))
+            x = inputs.mapped(x, _carrier) if self.frozen else x
+            recorder.start(samples)
             generators = Generators(self.network)
             try:
-                returned = self.model(x)
+                returned = inputs.call(self.model, x)
             except ProbeError:
                 raise
             except Exception as error:
-                raise blame(error, self.model, tuple(x.shape), "forward") from error
+                raise blame(error, self.model, inputs.shapes(x), "forward", integers(x)) from error
             recorder.stop()
             out = pick(returned, self.output)
-            head = readout.classifier(out)
+            head = readout.classifier(out, samples)
         value = loss_of(out, y, self.loss)
         self._backward(value, x)
-        sites = self._second_look(finalise(recorder.traces), x, generators)
+        sites = self._second_look(finalise(recorder.traces), x, samples, generators)
         if head is None:
-            self.notes.append("no linear layer returned one row per sample: the classifier input was not measured")
+            self.notes.append("no linear layer makes the output: the classifier input was not measured")
         if not sites:
             self.notes.append("no layer returned a floating-point tensor with a sample axis")
         return Chunk(sites, float(value.detach()), head.path if head else None, _readout(head, sites))
 
-    def _second_look(self, sites: list[Site], x: Tensor, generators: Generators) -> list[Site]:
+    def _second_look(self, sites: list[Site], x: Any, samples: int, generators: Generators) -> list[Site]:
         """Read again in float64 what the sums could not resolve: a small variance around a large mean, or overflow."""
         unclear = frozenset(site.trace.name for site in sites if site.is_unclear)
         if not unclear:
@@ -93,20 +94,20 @@ class Passes:
             if self.functional:
                 stack.enter_context(FunctionalOps(self.network, self.points, recorder))
             stack.enter_context(torch.no_grad())
-            recorder.start(len(x))
-            self.model(x)
+            recorder.start(samples)
+            inputs.call(self.model, x)
             recorder.stop()
         clear = {s.trace.name: s for s in finalise([t for t in recorder.traces if t.name in unclear])}
         return [site.corrected(clear[site.trace.name]) if site.trace.name in clear else site for site in sites]
 
-    def _backward(self, value: Tensor, x: Tensor) -> None:
-        inputs = [*self.trainable, *([x] if x.requires_grad else [])]
-        if not value.requires_grad or not inputs:
+    def _backward(self, value: Tensor, x: Any) -> None:
+        leaves = [*self.trainable, *(t for _, t in inputs.named(x) if t.requires_grad)]
+        if not value.requires_grad or not leaves:
             return
         try:
-            grads = torch.autograd.grad(value, inputs, allow_unused=True)
+            grads = torch.autograd.grad(value, leaves, allow_unused=True)
         except Exception as error:
-            raise blame(error, self.model, tuple(x.shape), "backward") from error
+            raise blame(error, self.model, inputs.shapes(x), "backward") from error
         squares = {
             id(parameter): square_norm(grad.coalesce().values() if grad.is_sparse else grad)
             for parameter, grad, is_weight in zip(self.trainable, grads, self._weights, strict=False)
@@ -127,20 +128,35 @@ class Passes:
 
     def batch_noise(self, data: Batch, seed: int | None) -> float | None:
         """Nu at the training batch size, at the classifier input (or at the output where there is none)."""
+        if not data.can_be_cut:
+            self.notes.append("batch noise was not measured: the batch is a whole, whose samples cannot be exchanged")
+            return None
         quiet_dropout(self.network)
         with Readout(self.network) as readout, torch.no_grad():
 
-            def read(x: Tensor) -> Tensor:
+            def read(index: Tensor) -> Tensor:
                 readout.start()
-                out = pick(self.model(x), self.output)
-                head = readout.classifier(out)
-                return (head.features if head else out).detach()
+                out = pick(inputs.call(self.model, inputs.pick(data.x, index)), self.output)
+                head = readout.classifier(out, len(index))
+                seen = head.features if head else out.detach().flatten(1) if out.ndim > 1 else None
+                if seen is None or len(seen) != len(index):
+                    raise ProbeError("batch noise was not measured: the output has no row for every sample")
+                return seen
 
             generator = torch.Generator().manual_seed(seed or 0)
             try:
-                return measure_batch_noise(read, data.x, data.size, generator)
+                return measure_batch_noise(read, data.samples, data.size, generator, self.network.dtype)
+            except ProbeError as error:
+                self.notes.append(str(error))
+                return None
             except Exception as error:
-                raise blame(error, self.model, (data.size, *data.x.shape[1:]), "forward") from error
+                raise blame(
+                    error, self.model, inputs.shapes(inputs.pick(data.x, slice(data.size))), "forward"
+                ) from error
+
+
+def _carrier(x: Tensor) -> Tensor:
+    return x.clone().requires_grad_() if x.is_floating_point() else x
 
 
 def _readout(head: Head | None, sites: list[Site]) -> dict[str, float]:
@@ -153,6 +169,10 @@ def _readout(head: Head | None, sites: list[Site]) -> dict[str, float]:
         n = float(gram.trace())
         found["cosine"] = float((gram.sum() - n) / (n * (n - 1))) if n > 1 else float("nan")
         found["rank"] = float(rank.effective_rank(rank.eigenvalues(rank.centred_gram(gram))))
-        maps = [s for s in sites[: head.position] if s.trace.kept.positions > 1 and "cosine" in s.values]
+        maps = (
+            []
+            if not head.is_row
+            else [s for s in sites[: head.position] if s.trace.kept.positions > 1 and "cosine" in s.values]
+        )
         found["unpooled"] = maps[-1].values["cosine"] if maps else found["cosine"]
     return found

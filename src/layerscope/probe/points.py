@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
@@ -129,6 +130,8 @@ def find_points(
         block = _matches(name, blocks) if blocks is not None else is_block(module)
         enclosing[path] = name if block else around
         if any(path.startswith(prefix) for prefix in inside_leaf):
+            continue
+        if isinstance(module, torch.jit.ScriptModule):  # takes no hooks
             continue
         whole = isinstance(module, nn.MultiheadAttention) or _is_composite(module)
         leaf = not _has_children(module) or whole

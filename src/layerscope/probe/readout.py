@@ -17,17 +17,23 @@ from layerscope.probe.network import Network
 
 @dataclass(frozen=True)
 class Head:
-    """One call of a linear layer that returned [N, K]."""
+    """One call of a linear layer, or of a 1 x 1 convolution."""
 
     path: str
-    features: Tensor
-    """[N, D] its input."""
+    given: Tensor
+    """[N, ..., D] or [N, D, H, W] its input."""
     version: int
     output: weakref.ref[Tensor]
     position: int
     """How many call sites had been recorded when it ran."""
-    is_dense: bool = True
-    """A linear layer, not a 1 x 1 convolution."""
+    is_row: bool
+    """It returned one row per sample, [N, K] or [N, K, 1, 1]."""
+    is_linear: bool
+
+    @property
+    def features(self) -> Tensor:
+        """[N, D]: what the classifier is given of every sample, at all positions where it classifies each."""
+        return self.given.flatten(1)
 
 
 def _is_linear(module: nn.Module) -> bool:
@@ -35,12 +41,13 @@ def _is_linear(module: nn.Module) -> bool:
 
 
 class Readout:
-    """Context manager that remembers the inputs of the last few linear layers with one output row per sample.
+    """Context manager that remembers the inputs of the last few linear layers.
 
-    A 1 x 1 convolution of a pooled map is one too, but squeeze-and-excitation gates look the same: it counts only where
-    its result is the network's own output.
+    The classifier is the one whose result is the network's own output, be it one row per sample, per token or per
+    pixel. Where none is, it is the last linear layer that returned one row per sample; a 1 x 1 convolution of a pooled
+    map does not count then, because squeeze-and-excitation gates look the same.
 
-    It holds references, no copies: autograd keeps these small matrices alive anyway.
+    It holds references, no copies: autograd keeps these tensors alive anyway.
     """
 
     def __init__(self, network: Network, position: Callable[[], int] = lambda: 0) -> None:
@@ -66,18 +73,17 @@ class Readout:
 
     def _hook(self, path: str) -> Callable[[nn.Module, Any, Any], None]:
         def on_forward(module: nn.Module, args: Any, output: Any) -> None:
-            rows = isinstance(output, Tensor) and (output.ndim == 2 or output.shape[2:] == (1, 1))
-            if rows and args and isinstance(args[0], Tensor):
-                features = args[0].detach().flatten(1)
-                dense = isinstance(module, nn.Linear)
-                head = Head(path, features, features._version, weakref.ref(output), self._position(), dense)
-                self.heads.append(head)
+            if args and isinstance(args[0], Tensor) and isinstance(output, Tensor) and output.ndim > 1:
+                given, ref = args[0].detach(), weakref.ref(output)
+                is_row = output.ndim == 2 or output.shape[2:] == (1, 1)
+                linear = isinstance(module, nn.Linear)
+                self.heads.append(Head(path, given, given._version, ref, self._position(), is_row, linear))
 
         return on_forward
 
-    def classifier(self, output: Tensor) -> Head | None:
-        """The linear layer whose result is ``output``, else the last one; None where none ran on [N, D] features."""
-        rows = [h for h in self.heads if len(h.features) == len(output) and h.features._version == h.version]
-        direct = [h for h in rows if (made := h.output()) is not None and made.data_ptr() == output.data_ptr()]
-        found = direct or [h for h in rows if h.is_dense]
+    def classifier(self, output: Tensor, samples: int) -> Head | None:
+        """The linear layer whose result is ``output``, else the last one; None where none ran on ``samples`` rows."""
+        known = [h for h in self.heads if len(h.given) == samples and h.given._version == h.version]
+        direct = [h for h in known if (made := h.output()) is not None and made.data_ptr() == output.data_ptr()]
+        found = direct or [h for h in known if h.is_row and h.is_linear]
         return found[-1] if found else None

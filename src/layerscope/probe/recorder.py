@@ -135,9 +135,10 @@ class Recorder:
         known = self._known(out)
         if known is not None and role != "block":
             return
-        rows = samples_first(out, self.samples)
-        if rows is None:
+        found = samples_first(out, self.samples, self._axes.channels_are_last(module, out))
+        if found is None:
             return
+        rows, last = found
         self._calls[path] += 1
         name = path if self._calls[path] == 1 else f"{path}#{self._calls[path]}"
         if known is not None:
@@ -145,9 +146,9 @@ class Recorder:
             self._watch_gradient(known, out, todo)
             return
         if self.only is None:
-            kept = self._read(module, rows, todo, self._derivable(module, source, todo))
+            kept = self._read(rows, last, todo, self._derivable(module, source, todo))
         elif name in self.only:
-            kept = self._read(module, rows.double(), todo, None)
+            kept = self._read(rows.double(), last, todo, None)
         else:  # remembered, so that call sites keep their names
             kept = Reduced("other", len(rows), 1)
         trace = Trace(name, kind, role, block, tuple(rows.shape), module, kept, [], residual)
@@ -160,10 +161,10 @@ class Recorder:
             trace.is_watched = True
             _on_gradient(out, trace.grad)
 
-    def _read(self, module: nn.Module | None, rows: Tensor, todo: Plan, source: Reduced | None) -> Reduced:
+    def _read(self, rows: Tensor, channels_last: bool, todo: Plan, source: Reduced | None) -> Reduced:
         self.busy = True
         try:
-            seen = view(rows, self._axes.channels_are_last(module, rows))
+            seen = view(rows, channels_last)
             if torch.is_autocast_enabled(self.device_type):
                 with torch.autocast(self.device_type, enabled=False):
                     return self._reduce(seen, todo, source)

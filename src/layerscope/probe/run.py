@@ -47,7 +47,8 @@ def profile(
     Args:
         model: any module, on any device.
         batch: ``(x, y)``; or ``x`` alone, then the loss is cross entropy against label ``i mod K`` for outputs
-            [N, K] and half the mean square otherwise.
+            [N, K] and half the mean square otherwise. A network with several inputs gets them as a dict ``x`` (by
+            keyword, where its ``forward`` names the keys) or a tuple ``x``: ``((image, age), y)``, ``({"ids": a}, y)``.
         level: ``light``: moments at weight layers, norms, and activations or the block around them; gradients at
             weight layers and blocks. ``standard``: moments everywhere; similarity everywhere but between a weight layer
             and its activation; soft ranks (of up to 32 samples) and share of zeros after activations and blocks;
@@ -84,11 +85,13 @@ def profile(
         for _, module in network.modules:
             module.training = True
         run = Passes(network, points, level, loss, output, functional=functional)
-        chunks = [run.chunk(x, y) for x, y in data]
+        chunks = [run.chunk(x, y, data.size) for x, y in data]
         nu = run.batch_noise(data, seed) if noisy else None
         weights = run.weights(len(chunks))
     if not any("grad_norm" in site.values for chunk in chunks for site in chunk.sites):
         notes.append("no gradient reached any layer: the output does not depend on anything that requires a gradient")
+    if scripted := [path for path, module in network.modules if isinstance(module, torch.jit.ScriptModule)]:
+        notes.append(f"{scripted[0]!r} is scripted and takes no hooks: it was run, but its inside was not seen")
     first = chunks[0]
     return Profile(
         source=source or network.name,
@@ -97,7 +100,7 @@ def profile(
         level=level,
         batch_size=data.size,
         chunks=len(chunks),
-        in_shape=tuple(data.x.shape[1:]),
+        in_shape=tuple(data.main.shape[1:]),
         seed=seed,
         loss=_mean([c.loss for c in chunks]),
         classifier=first.classifier,

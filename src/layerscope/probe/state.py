@@ -1,7 +1,7 @@
 """Everything a probing run could change in a network or its process, saved before and put back after.
 
-Saved: parameters and buffers (values and identity), plain tensors and scalars that modules keep as attributes (a
-counter, a running estimate), ``training`` flags, ``requires_grad``, ``.grad``, and the states of the random number
+Saved: parameters and buffers (values and identity), what modules keep as attributes (a counter, a running estimate, a
+list of past losses), ``training`` flags, ``requires_grad``, ``.grad``, and the states of the random number
 generators of Python, NumPy (if loaded), the CPU and, for a network on CUDA, of all CUDA devices. A tensor whose values
 did not change is not written to, so that an autograd graph the caller still holds stays valid.
 """
@@ -18,6 +18,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from layerscope._attributes import Attributes
 from layerscope.probe.network import Network
 
 _SCALARS = (bool, int, float, complex, str, bytes, type(None))
@@ -32,12 +33,14 @@ _SMALL = 1 << 16
 def unchanged(network: Network) -> Iterator[None]:
     """Restore ``network`` and all random generators on leaving, also after an exception."""
     generators = Generators(network)
+    attributes = Attributes(m for _, m in network.modules if not isinstance(m, torch.jit.ScriptModule))
     modules = [_Saved(module) for _, module in network.modules]
     values = _Values([t for saved in modules for _, _, t in saved.tensors if t is not None])
-    grads = [(p, p.grad, p.requires_grad) for p in network.parameters]
+    grads = [(p, p.grad, p.requires_grad) for p in network.parameters if p.is_leaf]
     try:
         yield
     finally:
+        attributes.restore()
         with torch.no_grad():
             for saved in modules:
                 saved.restore()

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
+from layerscope._show import writable
 from layerscope.errors import LayerscopeError
 from layerscope.report.document import page, scoped
 from layerscope.report.markup import Html
@@ -120,7 +121,6 @@ def write_html(result: object, path: str | Path, *, date: str = "") -> Path:
         The path.
     """
     view = view_of(result)
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    target = writable(path)
     target.write_text(page(view.title(result), view.fragment(result), footer=date), encoding="utf-8")
     return target

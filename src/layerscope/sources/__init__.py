@@ -18,11 +18,19 @@ from typing import TYPE_CHECKING
 from layerscope._lazy import lazy
 
 if TYPE_CHECKING:
+    from layerscope.sources.factories import data_from as data_from
     from layerscope.sources.networks import AS_IS as AS_IS
     from layerscope.sources.networks import Built as Built
     from layerscope.sources.networks import build as build
     from layerscope.sources.zoo import import_torchvision as import_torchvision
 
 __getattr__, __dir__, __all__ = lazy(
-    __name__, {"build": "networks", "Built": "networks", "AS_IS": "networks", "import_torchvision": "zoo"}
+    __name__,
+    {
+        "build": "networks",
+        "Built": "networks",
+        "AS_IS": "networks",
+        "data_from": "factories",
+        "import_torchvision": "zoo",
+    },
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import importlib.util
 import inspect
@@ -54,9 +55,28 @@ def from_package(text: str) -> Callable[..., Any]:
             if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
                 raise SourceError(f"there is no module {name!r} to import (no {error.name!r})") from error
             raise SourceError(f"importing {name!r} failed: {_where(error)}") from error
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise SourceError(f"importing {name!r} failed: {_where(error)}") from error
     return _function(module, factory, name)
+
+
+def is_file(text: str) -> bool:
+    """Whether this names code in a file, ``path/to/file.py`` or ``path/to/file.py:function``."""
+    return text.endswith(".py") or ".py:" in text
+
+
+def data_from(data: Any) -> Any:
+    """What the function returns that ``file.py:function`` names; all other data as they are.
+
+    Raises:
+        SourceError: the file or function cannot be found or run, or returns nothing.
+    """
+    if not isinstance(data, str) or not is_file(data):
+        return data
+    made, _ = _made(from_file(data), data, {})
+    if made is None:
+        raise SourceError(f"{data} returned {_a(made)}, and no data (x, y)")
+    return made
 
 
 def call(factory: Callable[..., Any], what: str, offers: dict[str, Any]) -> tuple[nn.Module, frozenset[str]]:
@@ -68,6 +88,13 @@ def call(factory: Callable[..., Any], what: str, offers: dict[str, Any]) -> tupl
     Raises:
         SourceError: it needs arguments that we do not have, it raises, or it returns no module.
     """
+    module, taken = _made(factory, what, offers)
+    if not isinstance(module, nn.Module):
+        raise SourceError(f"{what} returned {_a(module)}, not a torch.nn.Module")
+    return module, taken
+
+
+def _made(factory: Callable[..., Any], what: str, offers: dict[str, Any]) -> tuple[Any, frozenset[str]]:
     try:
         parameters = inspect.signature(factory).parameters
     except (TypeError, ValueError):  # some builtins have no signature: call them with nothing
@@ -80,19 +107,17 @@ def call(factory: Callable[..., Any], what: str, offers: dict[str, Any]) -> tupl
         if n not in given and p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
     ]
     if missing:
+        may = "a factory may take norm, in_shape and classes; give everything else a default"
         raise SourceError(
-            f"{what} needs the argument(s) {', '.join(missing)}: a factory may take norm, in_shape and classes; "
-            "give everything else a default"
+            f"{what} needs the argument(s) {', '.join(missing)}: "
+            f"{may if offers else 'a function that makes data takes none, so give them defaults'}"
         )
     try:
-        module = factory(**given)
+        return factory(**given), frozenset(given)
     except LayerscopeError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise SourceError(f"{what} raised {_where(error)}") from error
-    if not isinstance(module, nn.Module):
-        raise SourceError(f"{what} returned {_a(module)}, not a torch.nn.Module")
-    return module, frozenset(given)
 
 
 def _run(path: Path) -> ModuleType:
@@ -102,11 +127,28 @@ def _run(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses and pickle look their module up
     try:
-        spec.loader.exec_module(module)
+        with _no_arguments(path):
+            spec.loader.exec_module(module)
+    except SystemExit as error:
+        del sys.modules[spec.name]
+        raise SourceError(
+            f"running {str(path)!r} ended with sys.exit({error.code!r}): it must be importable, so put what it does as "
+            "a script under  if __name__ == '__main__':"
+        ) from error
     except Exception as error:
         del sys.modules[spec.name]
         raise SourceError(f"running {str(path)!r} failed: {_where(error)}") from error
     return module
+
+
+@contextmanager
+def _no_arguments(path: Path) -> Iterator[None]:
+    """A script that reads its command line while it is imported sees none, not ours."""
+    before, sys.argv = sys.argv, [str(path)]
+    try:
+        yield
+    finally:
+        sys.argv = before
 
 
 def _function(module: ModuleType, name: str, shown: str) -> Callable[..., Any]:
@@ -118,7 +160,7 @@ def _function(module: ModuleType, name: str, shown: str) -> Callable[..., Any]:
     if value is None:
         raise SourceError(f"{shown!r} has no {name!r}; {did_you_mean(name, own) if own else 'it defines no function'}")
     if isinstance(value, nn.Module):
-        return lambda: value
+        return lambda: copy.deepcopy(value)
     if not callable(value):
         raise SourceError(f"{shown}:{name} is {_a(value)}, not a function that makes a network")
     return value  # type: ignore[no-any-return]  # any callable is what the caller asked for
@@ -128,9 +170,10 @@ def _where(error: BaseException) -> str:
     """The error, and the deepest line of code it came from."""
     frames = traceback.extract_tb(error.__traceback__)
     if isinstance(error, SyntaxError):
-        return f"SyntaxError: {error.msg} ({error.filename}, line {error.lineno})"
+        place = f" ({error.filename}, line {error.lineno})" if error.filename else ""
+        return f"SyntaxError: {error.msg}{place}"
     place = f" ({frames[-1].filename}, line {frames[-1].lineno}, in {frames[-1].name})" if frames else ""
-    return f"{type(error).__name__}: {error}{place}"
+    return f"{type(error).__name__}: {' '.join(str(error).split())}{place}"
 
 
 def _a(value: object) -> str:

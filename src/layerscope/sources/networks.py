@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -10,8 +11,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
-from layerscope import nets, norms
+from layerscope import inputs, nets, norms
 from layerscope.errors import SourceError, SpecError, SwapError, did_you_mean
 from layerscope.sources import factories, zoo
 from layerscope.sources.rng import seeded
@@ -22,6 +24,8 @@ AS_IS = "as is"
 """The norm choice that changes nothing."""
 
 Source = str | nn.Module | Callable[..., Any]
+#: Networks that factories made: surgery on one that comes a second time would build on the first choice's.
+_given_out: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 _ZOOS = {"timm": zoo.timm_network, "torchvision": zoo.torchvision_network}
 _FORMS = "a reference net, timm:name, torchvision:name, path/file.py:factory or package.module:factory"
 
@@ -48,11 +52,13 @@ def build(
     in_shape: Sequence[int] | None = None,
     classes: int = 10,
     seed: int = 0,
+    example: Any = None,
 ) -> Built:
     """A network with a norm choice, with weights drawn from ``seed``; the global generators stay as they are.
 
     Reference nets, and factories whose signature has ``norm``, take the norm while they are built. Everything else
-    gets it by surgery, with one batch of ``in_shape`` run through to find what stands around each norm.
+    gets it by surgery, with a few samples run through to find what stands around each norm. Lazy layers learn their
+    shapes from the same samples.
 
     Args:
         source: ``resnet56:skipinit=true``, ``timm:resnet18``, ``torchvision:resnet18``, ``path/file.py:factory``,
@@ -62,6 +68,7 @@ def build(
         in_shape: shape of one sample, (channels, height, width). Named networks take (3, 32, 32) by default.
         classes: outputs of the classifier.
         seed: seed of the weights.
+        example: a few samples as the network takes them; standard normal ones of ``in_shape`` by default.
 
     Raises:
         SourceError: a network that cannot be found, imported or built, with the nearest known names.
@@ -74,26 +81,26 @@ def build(
     shape = _shape(in_shape)
     with seeded(seed):
         if isinstance(source, str):
-            return _named(source.strip(), spec, shape, classes, seed)
+            return _named(source.strip(), spec, shape, classes, seed, example)
         if isinstance(source, nn.Module):
-            return _module(source, spec, shape)
+            return _module(source, spec, _example(example, shape))
         if callable(source):
             name = getattr(source, "__name__", type(source).__name__)
-            return _factory(source, name, spec, shape, classes)
+            return _factory(source, name, spec, shape, classes, example)
     raise SourceError(f"a network is {_FORMS}, a module or a callable; got {type(source).__name__}")
 
 
-def _named(text: str, spec: str | None, shape: tuple[int, ...] | None, classes: int, seed: int) -> Built:
+def _named(text: str, spec: str | None, shape: tuple[int, ...] | None, classes: int, seed: int, example: Any) -> Built:
     head, _, rest = text.partition(":")
     if head in _ZOOS:
         made, notes = _ZOOS[head](rest, shape or (3, 32, 32), classes)
-        return _swapped(made, text, spec, shape or (3, 32, 32), notes)
-    if ".py" in text and (text.endswith(".py") or ".py:" in text):
-        return _factory(factories.from_file(text), text, spec, shape, classes)
+        return _swapped(made, text, spec, _example(example, shape or (3, 32, 32)), notes)
+    if factories.is_file(text):
+        return _factory(factories.from_file(text), text, spec, shape, classes, example)
     if head.lower() not in nets.names() and rest and "=" not in rest:
         if "." not in head and get_close_matches(head.lower(), _ZOOS, cutoff=0.7):
             raise SourceError(f"no network {text!r}; {did_you_mean(head, _ZOOS)}")
-        return _factory(factories.from_package(text), text, spec, shape, classes)
+        return _factory(factories.from_package(text), text, spec, shape, classes, example)
     try:
         nets.parse(text)
     except SpecError as error:
@@ -104,22 +111,38 @@ def _named(text: str, spec: str | None, shape: tuple[int, ...] | None, classes: 
     return Built(module, text, AS_IS if spec is None else spec)
 
 
-def _module(source: nn.Module, spec: str | None, shape: tuple[int, ...] | None) -> Built:
+def _module(source: nn.Module, spec: str | None, example: Any) -> Built:
     label = type(source).__name__
+    if _is_lazy(source):
+        raise SourceError(
+            f"{label} has lazy layers that do not know their shapes yet: run one batch through it first, or pass a "
+            "function that makes it"
+        )
     if spec is None:
         return Built(source, label, AS_IS)
     try:
-        module = copy.deepcopy(source)
+        module = copy.deepcopy(source, _computed_attributes(source))
     except Exception as error:
         raise SourceError(
             f"{label} cannot be copied ({type(error).__name__}: {error}), and surgery must not change yours: "
             "pass a function that makes it instead"
         ) from error
-    return _swapped(module, label, spec, shape, ["a copy, with the weights it had"])
+    return _swapped(module, label, spec, example, ["a copy, with the weights it had"])
+
+
+def _computed_attributes(module: nn.Module) -> dict[int, Any]:
+    """Copies of tensors that hooks compute before every forward (pruning, the older weight norm): torch copies none."""
+    own = (value for m in module.modules() for value in vars(m).values())
+    return {id(t): t.detach().clone() for t in own if isinstance(t, torch.Tensor) and not t.is_leaf}
 
 
 def _factory(
-    factory: Callable[..., Any], what: str, spec: str | None, shape: tuple[int, ...] | None, classes: int
+    factory: Callable[..., Any],
+    what: str,
+    spec: str | None,
+    shape: tuple[int, ...] | None,
+    classes: int,
+    example: Any,
 ) -> Built:
     offers: dict[str, Any] = {"classes": classes}
     if spec is not None:
@@ -129,16 +152,38 @@ def _factory(
     module, taken = factories.call(factory, what, offers)
     if spec is not None and "norm" in taken:
         return Built(module, what, spec, ("the norm was handed to the factory",))
-    return _swapped(module, what, spec, shape, [])
+    if spec is not None and module in _given_out:
+        raise SourceError(f"{what} returned the same network twice: it must make a new one whenever it is called")
+    _given_out.add(module)
+    return _swapped(module, what, spec, _example(example, shape), [])
 
 
-def _swapped(module: nn.Module, label: str, spec: str | None, shape: tuple[int, ...] | None, notes: list[str]) -> Built:
+def _example(example: Any, shape: tuple[int, ...] | None) -> Any:
+    return torch.randn(2, *shape) if example is None and shape is not None else example
+
+
+def _is_lazy(module: nn.Module) -> bool:
+    return any(is_lazy(t) for t in (*module.parameters(), *module.buffers()))
+
+
+def _swapped(module: nn.Module, label: str, spec: str | None, example: Any, notes: list[str]) -> Built:
+    if _is_lazy(module) and example is not None:
+        try:
+            with torch.no_grad():
+                inputs.call(module.eval(), example)
+        except Exception as error:
+            raise SourceError(
+                f"{label} has lazy layers, and the samples ({inputs.shapes(example)}) do not run through it: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        module.train()
+        notes.append("its lazy layers took their shapes from the samples")
     if spec is None:
         return Built(module, label, AS_IS, tuple(notes))
     plan = None
-    if shape is not None:
+    if example is not None:
         try:
-            plan = plan_swap(module, spec, example=torch.randn(2, *shape))
+            plan = plan_swap(module, spec, example=example)
         except SwapError as error:
             notes.append(f"planned without an example, because {error}")
     plan = plan_swap(module, spec) if plan is None else plan

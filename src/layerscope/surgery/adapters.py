@@ -78,6 +78,9 @@ def describe(module: nn.Module) -> Known | None:
     An unknown class comes back with ``refused`` set: it is listed, and left alone.
     """
     cls = type(module)
+    if isinstance(module, torch.jit.ScriptModule):
+        is_norm = "norm" in module.original_name.lower() and not any(True for _ in module.children())
+        return Known(0, refused="scripted, which is frozen: exchange layers first, then script") if is_norm else None
     adapter = _ADAPTERS.get(qualified_name(cls))
     if adapter is not None:
         return adapter(module)

@@ -41,11 +41,12 @@ def carry(new: nn.Module, old: nn.Module, known: Known, like: torch.Tensor | Non
 
 def starts_silent(known: Known) -> bool:
     """Whether the norm's scale is all zero: a residual branch that says nothing at initialization."""
-    return known.weight is not None and known.weight.numel() > 0 and not bool(known.weight.any())
+    weight = known.weight
+    return weight is not None and weight.numel() > 0 and not weight.is_meta and not bool(weight.any())
 
 
 def has_trained_affine(known: Known) -> bool:
     """Whether scale and shift are anything but one and zero, so that dropping them loses something."""
-    scale = known.weight is not None and not bool((known.weight == 1).all())
-    shift = known.bias is not None and bool(known.bias.any())
+    scale = known.weight is not None and not known.weight.is_meta and not bool((known.weight == 1).all())
+    shift = known.bias is not None and not known.bias.is_meta and bool(known.bias.any())
     return scale or shift

@@ -8,9 +8,9 @@ object is handed over and nobody else reads it.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -18,6 +18,8 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from layerscope import inputs
+from layerscope._attributes import Attributes
 from layerscope.errors import SwapError
 
 FUNCTIONAL_NORMS = frozenset({"batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm"})
@@ -93,13 +95,14 @@ def trace(model: nn.Module, example: Any, atoms: set[int]) -> Flow:
 
     Args:
         model: the network.
-        example: a tensor, a tuple of positional arguments or a dict of keyword arguments.
+        example: a tensor, or a tuple or dict of several inputs; brought to the network's device and dtype.
         atoms: ids of modules that count as one step although they have children (fused norm+activation classes).
 
     Raises:
         SwapError: the network cannot be run on the example.
     """
-    args, kwargs = _arguments(example)
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    args, kwargs = inputs.arguments(model, inputs.placed(example, like.device, like.dtype))
     watch = _Watch(model, atoms)
     devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda" and p.device.index})
     with _unchanged(model), torch.no_grad(), torch.random.fork_rng(devices), watch.hooks():
@@ -116,17 +119,7 @@ def trace(model: nn.Module, example: Any, atoms: set[int]) -> Flow:
 
 def tensors(value: Any) -> Iterator[torch.Tensor]:
     """The tensors inside tuples, lists, dicts and dataclasses, in order."""
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from tensors(item)
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from tensors(item)
-    elif is_dataclass(value) and not isinstance(value, type):
-        for field in fields(value):
-            yield from tensors(getattr(value, field.name))
+    return (tensor for _, tensor in inputs.named(value))
 
 
 class _Watch(TorchFunctionMode):
@@ -164,15 +157,17 @@ class _Watch(TorchFunctionMode):
         if not made or all(before.get(id(t)) == t._version for t in made):
             return  # metadata, or the input itself handed through untouched (Identity, dropout at eval)
         read = list(tensors(given))
-        inputs = tuple(self.number(t) for t in read)
+        read_numbers = tuple(self.number(t) for t in read)
         outputs = tuple(self.renumber(t) for t in made)
         shape = tuple(read[0].shape) if read else ()
-        self.steps.append(Step(name, self.stack[-1] if self.stack else "", module, inputs, outputs, shape))
+        self.steps.append(Step(name, self.stack[-1] if self.stack else "", module, read_numbers, outputs, shape))
 
     @contextmanager
     def hooks(self) -> Iterator[None]:
         with ExitStack() as handles:
             for path, module in self.model.named_modules():
+                if isinstance(module, torch.jit.ScriptModule):
+                    continue  # takes no hooks
                 is_leaf = all(name == "parametrizations" for name, _ in module.named_children())
                 is_atom = id(module) in self.atoms or is_leaf
                 for handle in self._attach(path, module, is_atom):
@@ -200,22 +195,19 @@ class _Watch(TorchFunctionMode):
         )
 
 
-def _arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(example, Mapping):
-        return (), dict(example)
-    return (tuple(example), {}) if isinstance(example, list | tuple) else ((example,), {})
-
-
 @contextmanager
 def _unchanged(model: nn.Module) -> Iterator[None]:
-    training = [(m, m.training) for m in model.modules()]
+    attributes = Attributes(m for m in model.modules() if not isinstance(m, torch.jit.ScriptModule))
     buffers = [(b, b.detach().clone()) for b in model.buffers()]
-    model.eval()
+    flags = [(m, m.training) for m in model.modules()]
+    for module in model.modules():
+        module.training = False
     try:
         yield
     finally:
-        for module, flag in training:
+        attributes.restore()
+        for module, flag in flags:
             module.training = flag
         for buffer, saved in buffers:
-            if not torch.equal(buffer, saved):
+            if not buffer.is_meta and not torch.equal(buffer, saved):
                 buffer.copy_(saved)

@@ -11,8 +11,10 @@ from typing import Any
 
 from torch import nn
 
-from layerscope import training
+from layerscope import data as datasets
+from layerscope import probe, training
 from layerscope.errors import TrainingError
+from layerscope.spec import Spec
 from layerscope.verdict.types import MicroTrain
 
 #: A loss above this multiple of the first one counts as diverging, even if it is finite.
@@ -24,7 +26,7 @@ def real_steps(model: nn.Module, data: Any, *, lr: float, steps: int = 20, **opt
 
     Args:
         model: the network, which is afterwards what it was before.
-        data: as for :func:`layerscope.training.fit`.
+        data: as for :func:`layerscope.compare`.
         lr: the learning rate you intend to use, constant, without warm-up.
         steps: optimizer steps; 10 to 20 suffice to see divergence and the first fall of the loss.
         options: further arguments of :func:`layerscope.training.micro_train`.
@@ -36,6 +38,12 @@ def real_steps(model: nn.Module, data: Any, *, lr: float, steps: int = 20, **opt
         raise TrainingError(
             f"real steps need a positive learning rate and at least 2 of them; got lr={lr}, steps={steps}"
         )
+    size = options.get("batch_size") or 0
+    if not isinstance(data, str | Spec | datasets.Dataset):
+        size = options.pop("batch_size", None) or 32
+        loss, output = options.pop("loss", "cross_entropy"), options.pop("output", None)
+        options["step_fn"] = lambda net, batch: probe.loss(net, batch, loss=loss, output=output)
+        data = datasets.repeated(data, size)
     history = training.micro_train(model, data, lr=lr, steps=steps, **options)
     losses = tuple(history.losses)
     tail = sum(losses[-3:]) / len(losses[-3:])
@@ -45,4 +53,4 @@ def real_steps(model: nn.Module, data: Any, *, lr: float, steps: int = 20, **opt
         if history.diverged
         else next((i for i, v in enumerate(losses) if v > WORSE * losses[0]), None)
     )
-    return MicroTrain(lr, steps, history.batch_size or 0, losses, diverged, first if diverged else None)
+    return MicroTrain(lr, steps, history.batch_size or size, losses, diverged, first if diverged else None)

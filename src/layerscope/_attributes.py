@@ -1,0 +1,66 @@
+"""What modules hold by name, put back after a forward pass that may have changed it: counters, caches, histories.
+
+Parameters and buffers keep their place here, not their values; every other tensor keeps both.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+#: What every module has: hook tables and flags, which a forward pass does not change.
+_INTERNAL = frozenset(vars(nn.Module())) - {"training", "_parameters", "_buffers", "_modules"}
+_CONTAINERS = (list, dict, set, deque)
+#: Longer containers are put back themselves, but not looked into.
+_LONG = 1000
+
+
+class Attributes:
+    """The attributes of some modules, as they stand now."""
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        self._modules = [(vars(m), {k: v for k, v in vars(m).items() if k not in _INTERNAL}) for m in modules]
+        found: dict[int, tuple[Any, Any]] = {}
+        for _, own in self._modules:
+            for value in own.values():
+                _copy(value, found)
+        self._containers = list(found.values())
+        tables = {id(own[name]) for _, own in self._modules for name in ("_parameters", "_buffers")}
+        holders = [own for _, own in self._modules] + [kept for c, kept in self._containers if id(c) not in tables]
+        tensors = {id(t): t for held in holders for t in _values(held) if isinstance(t, Tensor)}
+        self._tensors = [(t, t.detach().clone()) for t in tensors.values()]
+
+    def restore(self) -> None:
+        """Put back what stood where."""
+        for own, before in self._modules:
+            for name in own.keys() - before.keys() - _INTERNAL:
+                del own[name]
+            own.update(before)
+        for container, kept in self._containers:
+            if isinstance(container, list):
+                container[:] = kept
+            else:
+                container.clear()
+                container.extend(kept) if isinstance(container, deque) else container.update(kept)
+        for tensor, copy in self._tensors:
+            if tensor.shape != copy.shape:
+                tensor.data = copy
+            elif not tensor.is_meta and not torch.equal(tensor, copy):
+                tensor.data.copy_(copy)
+
+
+def _values(held: Any) -> Iterable[Any]:
+    return held.values() if isinstance(held, dict) else held
+
+
+def _copy(value: Any, found: dict[int, tuple[Any, Any]]) -> None:
+    if type(value) not in _CONTAINERS or id(value) in found:
+        return
+    found[id(value)] = value, value.copy()
+    if len(value) <= _LONG and not isinstance(value, set):
+        for inner in _values(value):
+            _copy(inner, found)

@@ -1,0 +1,104 @@
+"""The main job on networks and inputs that no reference net looks like: a verdict, and nothing changed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import layerscope
+from strange import CASES, not_numbers, same, snapshot
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_profile_has_numbers_and_changes_nothing(name: str) -> None:
+    model, batch, options = CASES[name]()
+    before = snapshot(model)
+    seen = layerscope.profile(model, batch, **options)
+    assert same(snapshot(model), before)
+    assert seen.records
+    assert seen.loss is not None
+    assert not not_numbers(seen)
+    assert layerscope.judge(seen).reason
+
+
+@pytest.mark.parametrize("name", sorted(set(CASES) - {"compiled"}))
+def test_norms_are_compared_and_nothing_is_changed(name: str) -> None:
+    model, batch, options = CASES[name]()
+    before = snapshot(model)
+    result = layerscope.compare(model, ["as is", "group:size=4"], batch, batch_size=4, chunks=2, **options)
+    assert same(snapshot(model), before)
+    assert all(choice.profiles for choice in result.choices), [c.verdict.reason for c in result.choices]
+    assert not any("planned without an example" in note for choice in result.choices for note in choice.notes)
+    assert str(result)
+
+
+def test_a_network_that_cannot_be_cut_is_probed_as_one_batch() -> None:
+    model, batch, _ = CASES["graph"]()
+    assert layerscope.compare(model, "as is", batch).batch_size == 20
+    with pytest.raises(layerscope.LayerscopeError, match=r"different lengths .* leave batch_size out"):
+        layerscope.profile(model, batch, batch_size=4)
+
+
+def test_the_classifier_of_a_language_model_is_its_head() -> None:
+    model, batch, _ = CASES["language_model"]()
+    seen = layerscope.profile(model, batch)
+    assert seen.classifier == "head"
+    assert seen.readout_cosine is not None
+
+
+def test_a_siamese_batch_is_read_by_channel() -> None:
+    """Two views of a sample in one batch are positions of one sample: the same variance as of both batches apart."""
+    model, (x, y), _ = CASES["two_views_in_one_batch"]()
+    seen = layerscope.profile(model, (x, y))["body.0"]
+    out = model.body[0](torch.cat([x, x.flip(3)])).detach().double()
+    assert seen.shape == (8, 2 * 144, 8)
+    assert seen.variance == pytest.approx(float(out.transpose(0, 1).flatten(1).var(1).mean()), rel=1e-5)
+
+
+def test_lazy_layers_take_their_shapes_from_the_samples() -> None:
+    def make() -> nn.Module:
+        return nn.Sequential(nn.LazyConv2d(8, 3), nn.LazyBatchNorm2d(), nn.ReLU(), nn.Flatten(), nn.LazyLinear(5))
+
+    batch = torch.randn(8, 3, 6, 6), torch.arange(8) % 5
+    result = layerscope.compare(make, ["as is", "group:size=4"], batch, batch_size=8)
+    assert all(c.profiles for c in result.choices)
+    assert {r.kind for r in result["group:size=4"].profiles[0].of("norm")} == {"GroupNorm"}
+    with pytest.raises(layerscope.LayerscopeError, match=r"lazy layers .* pass a function that makes it"):
+        layerscope.compare(make(), "as is", batch, batch_size=8)
+
+
+def test_the_meta_device_is_refused_in_one_sentence() -> None:
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    for job in (
+        lambda: layerscope.profile(model, torch.randn(4, 4)),
+        lambda: layerscope.compare(model, ["as is", "layer"], (torch.randn(4, 4), torch.arange(4)), batch_size=4),
+    ):
+        with pytest.raises(layerscope.LayerscopeError, match="meta device"):
+            job()
+    assert len(layerscope.plan_swap(model, "layer", example=torch.randn(4, 4)).swapped) == 1
+
+
+def test_a_factory_that_hands_out_one_network_again_is_refused() -> None:
+    kept = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, 5))
+    batch = torch.randn(8, 3, 6, 6), torch.arange(8) % 5
+    result = layerscope.compare(lambda: kept, ["group:size=4", "layer"], batch, batch_size=8)
+    assert "the same network twice" in result["layer"].verdict.reason
+
+
+@pytest.mark.parametrize("wrap", [lambda d: d, lambda d: [d], lambda d: iter([d, d])])
+def test_real_steps_on_several_inputs(wrap: Any) -> None:
+    model, batch, _ = CASES["tokens_with_a_mask"]()
+    before = snapshot(model)
+    result = layerscope.compare(model, "as is", wrap(batch), batch_size=4, chunks=2, micro_steps=3)
+    assert same(snapshot(model), before)
+    (micro,) = result.choices[0].verdict.micro
+    assert len(micro.losses) == 3

@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, replace
+from functools import cache, lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layerscope.errors import LayerscopeError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from layerscope.data import Dataset
     from layerscope.probe.records import Level, Profile
     from layerscope.training.history import History
+    from layerscope.verdict.types import MicroTrain
 
-#: Steps after which the training so far is read as a feature: what a short trial run would tell.
+#: Real steps that the micro-train probe takes.
 MICRO_STEPS = 20
+
+#: Added to the seed for the micro-train probe, which must not see the batches that training begins with.
+OTHER_ORDER = 1_000_003
+
+#: Test samples that the trained network is evaluated on, in evaluation mode.
+TEST_SAMPLES = 1000
+
+#: Weight layers that one unit of a network's depth parameter adds to its main path, and that parameter.
+_LAYERS_A_UNIT = {"resnet": (6, "blocks"), "convnext": (9, "blocks"), "vit": (4, "depth"), "mixer": (4, "depth")}
 
 
 def probe_and_train(
@@ -42,7 +60,7 @@ def probe_and_train(
     Args:
         norm: the norm choice.
         net: the network, as :func:`layerscope.sources.build` takes it.
-        depth: the ``depth`` of a reference net that has one, so that it can be an axis of its own.
+        depth: layers on the main path of a reference net, see :func:`net_of`, so that it can be an axis of its own.
         init: how weights are drawn, see :func:`layerscope.study.initial.reinitialize`.
         data: the data set; ``digits:size=16`` and the like choose the image size.
         batch_size: of training, and of the batches that are probed.
@@ -58,54 +76,64 @@ def probe_and_train(
         level: of the probe.
 
     Returns:
-        ``verdict`` and the probe's numbers under ``init``, the first steps' under ``micro``, what training did under
-        ``outcome``; ``parameters`` and the losses of all steps. Mind that the first steps are a part of the training
-        whose mean accuracy is the outcome: the fewer steps, the more a score from ``micro`` foresees itself.
+        ``verdict`` and the probe's numbers (``axes``, ``init``, ``series`` along the depth); ``micro``: 20 real steps at
+        this learning rate on a copy, in another order of the data than training sees, with the verdict that knows them
+        (``micro.verdict``); ``outcome``: what training did, with the
+        accuracy in evaluation mode on up to 1,000 test samples; ``curve`` in twenty parts; ``parameters``, ``hardware``.
     """
-    from layerscope import data as datasets
     from layerscope import probe, sources, training, verdict
     from layerscope.study.initial import reinitialize
 
-    train = datasets.load(data)
+    train = _dataset(data)
     net = net_of(net, depth)
     built = sources.build(net, norm, in_shape=train.in_shape, classes=train.classes, seed=seed)
     reinitialize(built.module, init, seed)
     chunks = max(probe_chunks, -(-32 // batch_size))
-    batch = datasets.batch(train, chunks * batch_size, seed=seed)
-    profile = probe.profile(built.module, batch, batch_size=batch_size, level=level, seed=seed, source=net, norm=norm)
-    judged = verdict.judge(profile)
-    history = training.fit(
-        built.module,
-        train,
-        steps=steps,
-        batch_size=batch_size,
-        optimizer=optimizer,
-        lr=lr,
-        momentum=momentum,
-        weight_decay=weight_decay,
-        schedule=schedule,
-        warmup=warmup,
-        seed=seed,
-        progress=False,
+    x, y = _batch(train, chunks * batch_size, seed)
+    profile = probe.profile(built.module, (x, y), batch_size=batch_size, level=level, seed=seed, source=net, norm=norm)
+    shape = training.curvature(built.module, (x[:batch_size], y[:batch_size]), seed=seed)
+    options: dict[str, Any] = {
+        "batch_size": batch_size,
+        "optimizer": optimizer,
+        "momentum": momentum,
+        "weight_decay": weight_decay,
+        "schedule": schedule,
+        "warmup": warmup,
+    }
+    micro = verdict.real_steps(
+        built.module, train, lr=lr, steps=MICRO_STEPS, seed=seed + OTHER_ORDER, **{**options, "warmup": 0}
     )
+    before = verdict.judge(profile)
+    after = verdict.judge(profile, micro=(micro,))
+    history = training.fit(built.module, train, steps=steps, lr=lr, seed=seed, progress=False, **options)
+    test = None if history.diverged else training.evaluate(built.module, _dataset(data, "test", TEST_SAMPLES))
     return {
-        "verdict": judged.label,
-        "axes": {axis.name: axis.value for axis in judged.axes},
-        "init": init_features(profile),
-        "micro": micro_features(history),
-        "outcome": outcome(history, train.classes),
+        "verdict": before.label,
+        "axes": {axis.name: axis.value for axis in before.axes},
+        "levels": {axis.name: axis.level for axis in before.axes},
+        "init": {**init_features(profile), **asdict(shape)},
+        "micro": {"verdict": after.label, **micro_features(micro)},
+        "outcome": {**outcome(history, train.classes), "test_accuracy": test.accuracy if test else None},
+        "curve": curve(history),
+        "series": series(profile),
         "parameters": sum(p.numel() for p in built.module.parameters() if p.requires_grad),
-        "losses": [round(loss, 5) for loss in history.losses],
+        "hardware": hardware(),
     }
 
 
 def net_of(net: str, depth: int | None) -> str:
-    """The network's spec with a depth.
+    """The network's spec with a depth, counted in weight layers along its main path.
 
-    >>> net_of("plain:width=8", 10), net_of("mlp", 4), net_of("mlp", None)
-    ('plain:width=8,depth=10', 'mlp:depth=4', 'mlp')
+    Reference nets that are built of blocks get as many as come nearest: 6 layers for one more block in each of the three
+    stages of ``resnet``, 9 for ``convnext``, 4 for one block of ``vit`` or ``mixer``.
+
+    >>> net_of("plain:width=8", 10), net_of("resnet", 14), net_of("vit", 14), net_of("mlp", None)
+    ('plain:width=8,depth=10', 'resnet:blocks=2', 'vit:depth=4', 'mlp')
     """
-    return net if depth is None else f"{net}{',' if ':' in net else ':'}depth={depth}"
+    if depth is None:
+        return net
+    layers, word = _LAYERS_A_UNIT.get(net.split(":")[0], (1, "depth"))
+    return f"{net}{',' if ':' in net else ':'}{word}={max(1, round(depth / layers))}"
 
 
 def init_features(profile: Profile) -> dict[str, float | None]:
@@ -114,10 +142,13 @@ def init_features(profile: Profile) -> dict[str, float | None]:
     grads = [r.grad_scaled for r in profile.of("conv", "linear") if r.grad_scaled]
     raw = [r.grad_norm for r in profile.of("conv", "linear") if r.grad_norm]
     ms = [r.ms for r in maps if r.ms is not None]
+    updates = [r.relative_update for r in profile.records if r.relative_update is not None]
+    tokens = [r.cosine_token for r in maps if r.cosine_token is not None]
     return {
-        "loss": profile.loss,
+        "probe_loss": profile.loss,
         "cosine": profile.readout_cosine_unpooled,
         "cosine_pooled": profile.readout_cosine,
+        "cosine_token": tokens[-1] if tokens else None,
         "effective_rank": profile.readout_effective_rank,
         "spread": profile.readout_spread,
         "batch_noise": profile.batch_noise,
@@ -126,21 +157,34 @@ def init_features(profile: Profile) -> dict[str, float | None]:
         "grad_ratio": grads[0] / grads[-1] if len(grads) > 1 else None,
         "grad_rate": (grads[0] / grads[-1]) ** (1.0 / (len(grads) - 1)) if len(grads) > 1 else None,
         "grad_ratio_raw": raw[0] / raw[-1] if len(raw) > 1 else None,
+        "update_max": max(updates, default=None),
+        "dead_share": max((r.dead_share for r in profile.records if r.dead_share is not None), default=None),
         "nonfinite": max((r.nonfinite_share for r in profile.records), default=0.0),
     }
 
 
-def micro_features(history: History) -> dict[str, float | None]:
-    """What the first steps say: loss and accuracy at their end, and how far the loss fell."""
-    losses, accuracies = history.losses[:MICRO_STEPS], history.accuracies[:MICRO_STEPS]
-    tail = losses[-5:]
-    end = sum(tail) / len(tail) if tail else None
+def series(profile: Profile) -> dict[str, list[float | None]]:
+    """Second moment, cosine and scale-free gradient along the main path, to three digits."""
+    from layerscope.verdict.trunk import trunk
+
+    path = trunk(profile)
     return {
-        "loss": end,
-        "drop": losses[0] - end if end is not None else None,
-        "worst": max(losses, default=None),
-        "accuracy": sum(accuracies) / len(accuracies) if accuracies else None,
-        "diverged": float(history.diverged_at is not None and history.diverged_at < MICRO_STEPS),
+        "ms": [_short(r.ms) for r in path.forward],
+        "cosine": [_short(r.cosine) for r in path.forward],
+        "grad": [_short(r.grad_scaled) for r in path.backward],
+    }
+
+
+def micro_features(micro: MicroTrain) -> dict[str, Any]:
+    """What a few real steps say: the loss at their end, how much of it is gone, its worst, and all of them."""
+    losses = micro.losses
+    tail = losses[-5:]
+    return {
+        "loss": sum(tail) / len(tail),
+        "drop": micro.drop,
+        "worst": max(losses),
+        "diverged": float(micro.diverged),
+        "losses": [_short(v) for v in losses],
     }
 
 
@@ -149,14 +193,54 @@ def outcome(history: History, classes: int) -> dict[str, float | bool | None]:
 
     Chance is 1 / classes; clear of it is a mean training accuracy of 1.5 times chance over the whole run.
     """
-    mean = history.mean_accuracy
+    mean, late = history.mean_accuracy, history.accuracies[-max(1, history.planned // 4) :]
     return {
         "mean_accuracy": mean,
+        "late_accuracy": 0.0 if history.diverged else sum(late) / len(late) if late else None,
         "final_loss": history.final_loss,
         "diverged": history.diverged,
         "diverged_at": history.diverged_at,
         "fails": bool(history.diverged or mean is None or mean < 1.5 / classes),
     }
+
+
+def curve(history: History, parts: int = 20) -> dict[str, list[float | None]]:
+    """Loss and accuracy over training, as means over ``parts`` equal stretches; shorter where training stopped."""
+    width = max(1, -(-history.planned // parts))
+    return {
+        name: [_short(sum(v[i : i + width]) / len(v[i : i + width])) for i in range(0, len(v), width)]
+        for name, v in (("loss", history.losses), ("accuracy", history.accuracies))
+    }
+
+
+@cache
+def hardware() -> str:
+    """Processor and torch version: what the last digits of a result depend on."""
+    import torch
+
+    model = ""
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return f"{model or platform.processor() or platform.machine()}; torch {torch.__version__}"
+
+
+@lru_cache(maxsize=4)
+def _dataset(name: str, split: str = "train", most: int | None = None) -> Dataset:
+    from layerscope import data as datasets
+
+    found = datasets.load(name, split)
+    return found if most is None else replace(found, x=found.x[:most], y=found.y[:most])
+
+
+def _batch(train: Dataset, size: int, seed: int) -> tuple[Tensor, Tensor]:
+    from layerscope import data as datasets
+
+    return datasets.batch(train, size, seed=seed)
+
+
+def _short(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.3g}")
 
 
 def _check(values: Mapping[str, Sequence[Any]]) -> None:

@@ -88,7 +88,12 @@ class Study:
 
     def is_held_out(self, trial: Trial) -> bool:
         """Whether the file's ``[split]`` sets this trial aside for scoring."""
-        return bool(self.held_out) and _matches(trial.arguments, self.held_out, any)
+        return bool(self.held_out_by(trial))
+
+    def held_out_by(self, trial: Trial) -> tuple[str, ...]:
+        """The lines of the file's ``[split]`` that set this trial aside."""
+        given = trial.arguments
+        return tuple(name for name, values in self.held_out if given[name] in values)
 
     def distinct(self) -> dict[str, tuple[Value, ...]]:
         """Every value that an argument takes in any trial."""

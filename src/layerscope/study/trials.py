@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layerscope.errors import LayerscopeError
+from layerscope.verdict.features import init_features, micro_features, short
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from layerscope.data import Dataset
     from layerscope.probe.records import Level, Profile
     from layerscope.training.history import History
-    from layerscope.verdict.types import MicroTrain
 
 #: Real steps that the micro-train probe takes.
 MICRO_STEPS = 20
@@ -76,20 +76,20 @@ def probe_and_train(
         level: of the probe.
 
     Returns:
-        ``verdict`` and the probe's numbers (``axes``, ``init``, ``series`` along the depth); ``micro``: 20 real steps at
-        this learning rate on a copy, in another order of the data than training sees, with the verdict that knows them
-        (``micro.verdict``); ``outcome``: what training did, with the
-        accuracy in evaluation mode on up to 1,000 test samples; ``curve`` in twenty parts; ``parameters``, ``hardware``.
+        ``verdict`` and the probe's numbers (``axes``, ``init``, ``series`` along the depth); ``micro``: 20 real steps
+        at this learning rate on a copy, in another order of the data than training sees, with the verdict that knows
+        them (``micro.verdict``); ``outcome``: what training did, with the accuracy in evaluation mode on up to 1,000
+        test samples; ``curve`` in twenty parts; ``parameters``, ``hardware``.
     """
     from layerscope import probe, sources, training, verdict
     from layerscope.study.initial import reinitialize
 
-    train = _dataset(data)
+    samples = _dataset(data)
     net = net_of(net, depth)
-    built = sources.build(net, norm, in_shape=train.in_shape, classes=train.classes, seed=seed)
+    built = sources.build(net, norm, in_shape=samples.in_shape, classes=samples.classes, seed=seed)
     reinitialize(built.module, init, seed)
     chunks = max(probe_chunks, -(-32 // batch_size))
-    x, y = _batch(train, chunks * batch_size, seed)
+    x, y = _batch(samples, chunks * batch_size, seed)
     profile = probe.profile(built.module, (x, y), batch_size=batch_size, level=level, seed=seed, source=net, norm=norm)
     shape = training.curvature(built.module, (x[:batch_size], y[:batch_size]), seed=seed)
     options: dict[str, Any] = {
@@ -101,11 +101,11 @@ def probe_and_train(
         "warmup": warmup,
     }
     micro = verdict.real_steps(
-        built.module, train, lr=lr, steps=MICRO_STEPS, seed=seed + OTHER_ORDER, **{**options, "warmup": 0}
+        built.module, samples, lr=lr, steps=MICRO_STEPS, seed=seed + OTHER_ORDER, **{**options, "warmup": 0}
     )
     before = verdict.judge(profile)
     after = verdict.judge(profile, micro=(micro,))
-    history = training.fit(built.module, train, steps=steps, lr=lr, seed=seed, progress=False, **options)
+    history = training.fit(built.module, samples, steps=steps, lr=lr, seed=seed, progress=False, **options)
     test = None if history.diverged else training.evaluate(built.module, _dataset(data, "test", TEST_SAMPLES))
     return {
         "verdict": before.label,
@@ -113,7 +113,7 @@ def probe_and_train(
         "levels": {axis.name: axis.level for axis in before.axes},
         "init": {**init_features(profile), **asdict(shape)},
         "micro": {"verdict": after.label, **micro_features(micro)},
-        "outcome": {**outcome(history, train.classes), "test_accuracy": test.accuracy if test else None},
+        "outcome": {**outcome(history, samples.classes), "test_accuracy": test.accuracy if test else None},
         "curve": curve(history),
         "series": series(profile),
         "parameters": sum(p.numel() for p in built.module.parameters() if p.requires_grad),
@@ -121,11 +121,64 @@ def probe_and_train(
     }
 
 
+def train(
+    *,
+    norm: str,
+    net: str,
+    depth: int | None = None,
+    data: str = "digits",
+    batch_size: int = 128,
+    lr: float = 0.1,
+    steps: int = 300,
+    seed: int = 0,
+    optimizer: str = "sgd",
+    momentum: float = 0.9,
+    weight_decay: float = 1e-4,
+    schedule: str = "constant",
+    warmup: int = 0,
+) -> dict[str, Any]:
+    """What training does, and nothing else: for curves of larger networks, on a GPU where there is one.
+
+    Arguments as in :func:`probe_and_train`.
+
+    Returns:
+        ``outcome``, ``curve`` and ``hardware``, as there.
+    """
+    import torch
+
+    from layerscope import sources, training
+
+    samples = _dataset(data)
+    built = sources.build(net_of(net, depth), norm, in_shape=samples.in_shape, classes=samples.classes, seed=seed)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    history = training.fit(
+        built.module.to(device),
+        samples,
+        steps=steps,
+        batch_size=batch_size,
+        optimizer=optimizer,
+        lr=lr,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        schedule=schedule,
+        warmup=warmup,
+        seed=seed,
+        progress=False,
+    )
+    where = torch.cuda.get_device_name() + f"; torch {torch.__version__}" if device == "cuda" else hardware()
+    return {
+        "outcome": outcome(history, samples.classes),
+        "curve": curve(history),
+        "seconds_training": history.seconds,
+        "hardware": where,
+    }
+
+
 def net_of(net: str, depth: int | None) -> str:
     """The network's spec with a depth, counted in weight layers along its main path.
 
-    Reference nets that are built of blocks get as many as come nearest: 6 layers for one more block in each of the three
-    stages of ``resnet``, 9 for ``convnext``, 4 for one block of ``vit`` or ``mixer``.
+    Reference nets that are built of blocks get as many as come nearest: 6 layers for one more block in each of the
+    three stages of ``resnet``, 9 for ``convnext``, 4 for one block of ``vit`` or ``mixer``.
 
     >>> net_of("plain:width=8", 10), net_of("resnet", 14), net_of("vit", 14), net_of("mlp", None)
     ('plain:width=8,depth=10', 'resnet:blocks=2', 'vit:depth=4', 'mlp')
@@ -136,55 +189,15 @@ def net_of(net: str, depth: int | None) -> str:
     return f"{net}{',' if ':' in net else ':'}{word}={max(1, round(depth / layers))}"
 
 
-def init_features(profile: Profile) -> dict[str, float | None]:
-    """The probe's numbers that a score may use, at the last layer and along the depth."""
-    maps = [r for r in profile.of("activation", "block") if r.cosine is not None]
-    grads = [r.grad_scaled for r in profile.of("conv", "linear") if r.grad_scaled]
-    raw = [r.grad_norm for r in profile.of("conv", "linear") if r.grad_norm]
-    ms = [r.ms for r in maps if r.ms is not None]
-    updates = [r.relative_update for r in profile.records if r.relative_update is not None]
-    tokens = [r.cosine_token for r in maps if r.cosine_token is not None]
-    return {
-        "probe_loss": profile.loss,
-        "cosine": profile.readout_cosine_unpooled,
-        "cosine_pooled": profile.readout_cosine,
-        "cosine_token": tokens[-1] if tokens else None,
-        "effective_rank": profile.readout_effective_rank,
-        "spread": profile.readout_spread,
-        "batch_noise": profile.batch_noise,
-        "ms_last": ms[-1] if ms else None,
-        "ms_max": max(ms) if ms else None,
-        "grad_ratio": grads[0] / grads[-1] if len(grads) > 1 else None,
-        "grad_rate": (grads[0] / grads[-1]) ** (1.0 / (len(grads) - 1)) if len(grads) > 1 else None,
-        "grad_ratio_raw": raw[0] / raw[-1] if len(raw) > 1 else None,
-        "update_max": max(updates, default=None),
-        "dead_share": max((r.dead_share for r in profile.records if r.dead_share is not None), default=None),
-        "nonfinite": max((r.nonfinite_share for r in profile.records), default=0.0),
-    }
-
-
 def series(profile: Profile) -> dict[str, list[float | None]]:
     """Second moment, cosine and scale-free gradient along the main path, to three digits."""
     from layerscope.verdict.trunk import trunk
 
     path = trunk(profile)
     return {
-        "ms": [_short(r.ms) for r in path.forward],
-        "cosine": [_short(r.cosine) for r in path.forward],
-        "grad": [_short(r.grad_scaled) for r in path.backward],
-    }
-
-
-def micro_features(micro: MicroTrain) -> dict[str, Any]:
-    """What a few real steps say: the loss at their end, how much of it is gone, its worst, and all of them."""
-    losses = micro.losses
-    tail = losses[-5:]
-    return {
-        "loss": sum(tail) / len(tail),
-        "drop": micro.drop,
-        "worst": max(losses),
-        "diverged": float(micro.diverged),
-        "losses": [_short(v) for v in losses],
+        "ms": [short(r.ms) for r in path.forward],
+        "cosine": [short(r.cosine) for r in path.forward],
+        "grad": [short(r.grad_scaled) for r in path.backward],
     }
 
 
@@ -208,7 +221,7 @@ def curve(history: History, parts: int = 20) -> dict[str, list[float | None]]:
     """Loss and accuracy over training, as means over ``parts`` equal stretches; shorter where training stopped."""
     width = max(1, -(-history.planned // parts))
     return {
-        name: [_short(sum(v[i : i + width]) / len(v[i : i + width])) for i in range(0, len(v), width)]
+        name: [short(sum(v[i : i + width]) / len(v[i : i + width])) for i in range(0, len(v), width)]
         for name, v in (("loss", history.losses), ("accuracy", history.accuracies))
     }
 
@@ -233,14 +246,10 @@ def _dataset(name: str, split: str = "train", most: int | None = None) -> Datase
     return found if most is None else replace(found, x=found.x[:most], y=found.y[:most])
 
 
-def _batch(train: Dataset, size: int, seed: int) -> tuple[Tensor, Tensor]:
+def _batch(samples: Dataset, size: int, seed: int) -> tuple[Tensor, Tensor]:
     from layerscope import data as datasets
 
-    return datasets.batch(train, size, seed=seed)
-
-
-def _short(value: float | None) -> float | None:
-    return None if value is None else float(f"{value:.3g}")
+    return datasets.batch(samples, size, seed=seed)
 
 
 def _check(values: Mapping[str, Sequence[Any]]) -> None:
@@ -265,4 +274,4 @@ def _check(values: Mapping[str, Sequence[Any]]) -> None:
                 raise LayerscopeError(f"{name} must be a whole number of at least 1, got {value!r}")
 
 
-probe_and_train.check = _check  # type: ignore[attr-defined]  # looked up by layerscope.study.runner.check
+probe_and_train.check = train.check = _check  # type: ignore[attr-defined]  # layerscope.study.runner.check looks here

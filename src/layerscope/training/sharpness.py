@@ -101,7 +101,8 @@ def curvature(
                     w.copy_(w0 + (length / norm) * d)
             moved = gradient()[1]
             product = [(m - b) / length for m, b in zip(moved, base, strict=True)]  # H times the unit direction
-            quotient = float(sum((p.double() * d.double()).sum() for p, d in zip(product, direction, strict=True))) / norm
+            pairs = zip(product, direction, strict=True)
+            quotient = sum(float((p.double() * d.double()).sum()) for p, d in pairs) / norm
             along = quotient if turn == 0 else along
             top = quotient if math.isnan(quotient) or abs(quotient) > abs(top) else top
             direction = product

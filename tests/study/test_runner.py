@@ -220,3 +220,21 @@ def test_results_of_four_workers_are_all_kept(tmp_path):
     with Store(tmp_path / "a.sqlite") as store:
         table = flatten(store.rows(), study)
     assert [row["x"] for row in table] == list(range(400))
+
+
+def test_local_processes_also_serve_a_program_that_came_from_stdin(tmp_path):
+    program = (
+        "from layerscope.study.executors import local\n"
+        "from layerscope.study.trial import Trial\n"
+        "print([o.state for o in local(1)([Trial.of('study.dummies:square', {'x': 3})])])\n"
+    )
+    paths = os.pathsep.join(str(Path(p).resolve()) for p in sys.path if p)
+    done = subprocess.run(
+        [sys.executable, "-"],
+        input=program,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": paths},
+        check=False,
+    )
+    assert done.stdout.strip() == "['done']", done.stderr

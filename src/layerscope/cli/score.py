@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
@@ -11,22 +11,33 @@ import tyro
 def score(
     file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")],
     store: Path | None = None,
-    part: Literal["all", "development", "held-out"] = "all",
+    part: str = "",
 ) -> None:
     """Score the verdict and the probe's numbers against what training did, beside baselines that cost nothing.
 
     Args:
         file: A study file (TOML) whose trials probe and train.
-        store: Where results are kept; beside the study file if left out.
-        part: All trainings, or those that the file's [split] does or does not hold out.
+        store: A store, or a row file (.jsonl.gz); beside the study file if left out.
+        part: all, development, held-out, or held-out:norm (net, data, ...) for what one line of the file's [split]
+            holds out. Held-out trainings where the file has a split, if left out.
     """
     from layerscope import study as studies
+    from layerscope.study import rowfile, summary_card
 
     study = studies.load(file)
-    with studies.Store(studies.store_path(study, store)) as kept:
-        table = studies.flatten(kept.rows(), study)
-    wanted = {"all": None, "development": False, "held-out": True}[part]
-    print(studies.scorecard(study, table, held_out=wanted))
+    table = studies.flatten(rowfile.rows_of(_results(file, store)), study)
+    print(studies.scorecard(study, table, part=part or ("held-out" if study.held_out else "all")))
+    others = [name for name in summary_card.parts(study) if name != part]
+    if len(others) > 1:
+        print(f"\nother parts:  layerscope score {file} --part {others[-1]}")
+
+
+def _results(file: Path, store: Path | None) -> Path:
+    """Where the results are: what was asked for, the store beside the file, or the rows committed under results/."""
+    if store is not None:
+        return store
+    beside, committed = file.with_suffix(".sqlite"), file.parent / "results" / "trials.jsonl.gz"
+    return committed if committed.exists() and not beside.exists() else beside
 
 
 COMMAND = score

@@ -132,19 +132,53 @@ def show(
 def export(
     file: File, out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")], store: Path | None = None
 ) -> None:
-    """Write all results as one flat table.
+    """Write all results as one flat table, or as a row file that `merge` and `layerscope score` read.
 
     Args:
         file: A study file (TOML).
-        out: A file that ends in .csv, .json or .parquet.
+        out: A file that ends in .csv, .json or .parquet (a table), or in .jsonl or .jsonl.gz (rows).
         store: Where results are kept; beside the study file if left out.
     """
     from layerscope import study as studies
+    from layerscope.study import rowfile
 
     study = studies.load(file)
-    with studies.Store(studies.store_path(study, store)) as kept:
-        table = studies.flatten(kept.rows(), study)
+    rows = rowfile.rows_of(studies.store_path(study, store))
+    if rowfile.is_row_file(out):
+        mine = {t.id for t in study.trials}
+        print(f"{rowfile.write((r for r in rows if r.id in mine), out)} rows: {out}")
+        return
+    table = studies.flatten(rows, study)
     print(f"{len(table)} rows: {studies.export(table, out)}")
+
+
+def merge(
+    file: File,
+    sources: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RESULTS")],
+    store: Path | None = None,
+) -> None:
+    """Bring results of other machines into a study's store; trials it has already are left as they are.
+
+    Args:
+        file: A study file (TOML).
+        sources: Stores (.sqlite) or row files (.jsonl, .jsonl.gz) of the same study.
+        store: Where results are kept; beside the study file if left out.
+    """
+    from layerscope import study as studies
+    from layerscope.errors import StudyError
+    from layerscope.study import rowfile
+
+    study = studies.load(file)
+    mine = {t.id for t in study.trials}
+    if not sources:
+        raise StudyError("nothing to merge: name at least one store or row file")
+    with studies.Store(studies.store_path(study, store), write=True) as kept:
+        for source in sources:
+            rows = list(rowfile.rows_of(source))
+            known = [r for r in rows if r.id in mine]
+            added, had = rowfile.merge(kept, known)
+            print(f"{source}: {added} added, {had} were there, {len(rows) - len(known)} of other studies")
+        print(_standing(study.name, studies.standing(study, kept)))
 
 
 def _standing(name: str, now: Any) -> str:
@@ -160,4 +194,5 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "status": status,
     "show": show,
     "export": export,
+    "merge": merge,
 }

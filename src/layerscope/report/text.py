@@ -11,6 +11,7 @@ from layerscope.report.measures import AXIS_TITLES, axis_number
 from layerscope.report.micro import micro_sentence, trained
 from layerscope.report.styled import Lines, Piece
 from layerscope.report.verdicts import analytic_text, sentence
+from layerscope.verdict import evidence
 from layerscope.verdict.trunk import trunk
 from layerscope.verdict.types import Axis, AxisName, Comparison, Verdict
 
@@ -50,6 +51,9 @@ def comparison_text(result: Comparison) -> Lines:
         style="dim",
     )
     micro = next((c.verdict.micro for c in choices if c.verdict.micro), ())
+    judged = [c.verdict.label for c in choices if c.verdict.track_record]
+    if judged:
+        out.paragraph(evidence.track_records(judged, "micro" if micro else "init"), style="dim")
     done = f"Trained on copies: {trained(micro)}" if micro else "Nothing was trained"
     out.paragraph(f"{done}; {numbers.seconds(result.seconds)}.", style="dim")
     return out

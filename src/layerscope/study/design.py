@@ -24,6 +24,11 @@
     strata = ["net", "norm"]                             # the given seed. A larger number keeps the trials of
     seed = 0                                             # a smaller one.
 
+    [design]                                             # or: whole set-ups, each with every norm; see study.setups
+    within = ["norm"]
+    setups = 9
+    strata = ["net", "data"]
+
     [split]                                              # optional: which trials are held out, written down before
     norm = ["frn"]                                       # the runs; a trial that matches any line is held out
     data = ["fashion-mnist:size=16"]
@@ -41,13 +46,14 @@ from pathlib import Path
 from typing import Any
 
 from layerscope.errors import StudyError, did_you_mean
+from layerscope.study.setups import Setups
 from layerscope.study.trial import Trial, Value, function_of, signature_of
 
 DEFAULT_TRIAL = "layerscope.study.trials:probe_and_train"
 
 _SECTIONS = ("study", "grid", "fixed", "exclude", "design", "split")
 _STUDY_KEYS = ("name", "trial", "about")
-_DESIGN_KEYS = ("trials", "strata", "seed")
+_DESIGN_KEYS = ("trials", "strata", "seed", "within", "setups", "square", "repeats")
 
 
 @dataclass(frozen=True)
@@ -64,22 +70,30 @@ class Study:
     strata: tuple[str, ...]
     design_seed: int
     held_out: tuple[tuple[str, tuple[Value, ...]], ...]
+    setups: Setups | None = None
     path: Path | None = None
 
     @cached_property
     def trials(self) -> tuple[Trial, ...]:
-        """Every trial of the study, in the order of its grid."""
+        """Every trial of the study, in the order of its grid; with set-ups, in the order of their rounds."""
         names = [name for name, _ in self.grid]
         trials = []
         for values in itertools.product(*(values for _, values in self.grid)):
             params = {**dict(self.fixed), **dict(zip(names, values, strict=True))}
             if not any(_matches(params, rule, all) for rule in self.exclude):
                 trials.append(Trial.of(self.function, params))
+        if self.setups is not None:
+            return self.setups.draw(trials)
         return _thinned(trials, self.keep, self.strata, self.design_seed)
 
     def is_held_out(self, trial: Trial) -> bool:
         """Whether the file's ``[split]`` sets this trial aside for scoring."""
-        return bool(self.held_out) and _matches(trial.arguments, self.held_out, any)
+        return bool(self.held_out_by(trial))
+
+    def held_out_by(self, trial: Trial) -> tuple[str, ...]:
+        """The lines of the file's ``[split]`` that set this trial aside."""
+        given = trial.arguments
+        return tuple(name for name, values in self.held_out if given[name] in values)
 
     def distinct(self) -> dict[str, tuple[Value, ...]]:
         """Every value that an argument takes in any trial."""
@@ -141,9 +155,10 @@ def parse(document: Mapping[str, Any], path: Path | None = None) -> Study:
         fixed=tuple(fixed.items()),
         exclude=tuple(_rule(rule, names, "exclude") for rule in _tables(document, "exclude")),
         keep=_whole(design, "trials", None, 1),
-        strata=_strata(design, names),
+        strata=_names(design, "strata", names),
         design_seed=_whole(design, "seed", 0, 0) or 0,
         held_out=_rule(_table(document, "split"), names, "split"),
+        setups=_setups(design, grid, names),
         path=path,
     )
     if not study.trials:
@@ -189,12 +204,47 @@ def _rule(rule: Mapping[str, Any], names: tuple[str, ...], section: str) -> tupl
     )
 
 
-def _strata(design: Mapping[str, Any], names: tuple[str, ...]) -> tuple[str, ...]:
-    strata = design.get("strata", [])
-    if not isinstance(strata, list) or not all(isinstance(name, str) for name in strata):
-        raise StudyError("design.strata must be a list of names")
-    _known(dict.fromkeys(strata), names, "name", "design.strata")
-    return tuple(strata)
+def _names(design: Mapping[str, Any], key: str, known: Iterable[str]) -> tuple[str, ...]:
+    given = design.get(key, [])
+    if not isinstance(given, list) or not all(isinstance(name, str) for name in given):
+        raise StudyError(f"design.{key} must be a list of names")
+    _known(dict.fromkeys(given), known, "name", f"design.{key}")
+    return tuple(given)
+
+
+def _setups(design: Mapping[str, Any], grid: Mapping[str, tuple[Value, ...]], names: tuple[str, ...]) -> Setups | None:
+    """Set-ups that are drawn whole, where the file asks for them."""
+    if "setups" not in design:
+        alone = next((key for key in ("within", "square", "repeats") if key in design), None)
+        if alone:
+            raise StudyError(f"design.{alone} is about whole set-ups: say how many with design.setups")
+        return None
+    if "trials" in design:
+        raise StudyError("design.trials draws single trials, design.setups whole set-ups; keep one")
+    within, square = _names(design, "within", grid), _names(design, "square", grid)
+    if not within:
+        raise StudyError("design.within is missing: name what competes inside a set-up, such as  within = ['norm']")
+    if square and (len(square) < 2 or len({len(grid[name]) for name in square}) > 1):
+        raise StudyError("design.square must name two or more axes with equally many values")
+    strata = _names(design, "strata", names)
+    clash = sorted({*within, *square} & set(strata) | set(within) & set(square))
+    if clash:
+        raise StudyError(f"{clash[0]!r} stands in more than one of design.within, design.strata and design.square")
+    count = design["setups"]
+    if isinstance(count, dict):
+        values = {str(v) for name in strata for v in grid.get(name, ())}
+        _known(count, values, "value of a stratum", "design.setups")
+        number: int | tuple[tuple[str, int], ...] = tuple((v, _whole(count, v, None, 1) or 1) for v in count)
+    else:
+        number = _whole(design, "setups", None, 1) or 1
+    return Setups(
+        within=within,
+        strata=strata,
+        count=number,
+        square=tuple((name, grid[name]) for name in square),
+        repeats=_whole(design, "repeats", 0, 0) or 0,
+        seed=_whole(design, "seed", 0, 0) or 0,
+    )
 
 
 def _axis(key: str, value: Any) -> tuple[Value, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -89,7 +90,7 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(theirs,), daemon=True, name="layerscope trial worker")
-        with _pinned(threads):
+        with _pinned(threads), _without_missing_main():
             process.start()
         theirs.close()
         return cls(process, ours)
@@ -135,6 +136,21 @@ def _serve(pipe: Connection) -> None:
             pipe.send(execute(trial))
         except (EOFError, OSError):
             return
+
+
+@contextmanager
+def _without_missing_main() -> Iterator[None]:
+    """A program read from stdin has no file that a new process could load it from, and needs none."""
+    main = sys.modules["__main__"]
+    file = getattr(main, "__file__", None)
+    if file is None or os.path.exists(file):
+        yield
+        return
+    del main.__file__
+    try:
+        yield
+    finally:
+        main.__file__ = file
 
 
 @contextmanager

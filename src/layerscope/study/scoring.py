@@ -157,19 +157,22 @@ def ceiling(rows: Sequence[Entry], *, draws: int = 2000) -> Interval | None:
     return bootstrap_mean(groups, draws=draws)
 
 
-def reputation(rows: Sequence[Entry], *, apart: str | None = None) -> list[float | None]:
+def reputation(
+    rows: Sequence[Entry], *, apart: str | None = None, among: Sequence[Entry] | None = None
+) -> list[float | None]:
     """Baseline: how a norm did elsewhere, as its mean rank (0 worst, 1 best) over all other strata.
 
     Args:
         rows: trainings.
         apart: a column; strata that share its value with the row do not count either (``net``: other networks only).
+        among: the trainings from which the reputation is known; ``rows`` themselves if not given.
 
     Returns:
         A score for each row; None for a norm that was seen nowhere else.
     """
     places: dict[str, list[tuple[tuple[str, ...], Any, float]]] = {}
     groups: dict[tuple[tuple[str, ...], int], list[Entry]] = {}
-    for entry in rows:
+    for entry in rows if among is None else among:
         groups.setdefault((entry.stratum, entry.seed), []).append(entry)
     for (stratum, _), members in groups.items():
         if len(members) < 2:

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from layerscope.errors import StudyError
+from layerscope.errors import StudyError, did_you_mean
 from layerscope.study.design import Study
 from layerscope.study.scoring import Entry, Score, Scored, ceiling, entries, evaluate, number, reputation
 from layerscope.study.statistics import Interval
+from layerscope.verdict import evidence
 
 _LABELS = ("fails", "unstable", "very slow", "slow", "healthy")
 
@@ -23,66 +24,119 @@ class Scorecard:
     strata: int
     failing: int
     part: str
-    """Which trainings: ``all``, ``development`` or ``held out``."""
+    """Which trainings: one of :func:`parts`."""
     ceiling: Interval | None
-    scores: tuple[Scored, ...]
-    baselines: tuple[Scored, ...]
+    groups: tuple[tuple[str, tuple[Scored, ...]], ...]
+    """Scores under a heading each: from initialization, with real steps, baselines."""
+
+    def __getitem__(self, name: str) -> Scored:
+        """The score of this name."""
+        for _, scores in self.groups:
+            for scored in scores:
+                if scored.name == name:
+                    return scored
+        raise KeyError(name)
 
     def __str__(self) -> str:
-        head = (
-            f"{self.rows} trainings ({self.part}) in {self.strata} strata; {self.failing} fail. "
-            f"Mean and 95 % interval; ceiling (two seeds of one set-up): Spearman {self.ceiling or 'not measured'}"
-        )
-        names = ("score", "Spearman", "Kendall", "AUROC fails", "regret")
-        lines = [_cells(s) for s in self.scores] + [("-- baselines",)] + [_cells(s) for s in self.baselines]
-        widths = [max(len(line[i]) for line in (names, *lines) if len(line) > 1) for i in range(len(names))]
-        table = ["  ".join(t.ljust(w) for t, w in zip(line, widths, strict=False)).rstrip() for line in (names, *lines)]
-        return "\n".join([head, "", *table])
+        """At most 80 columns wide."""
+        head = [
+            f"{self.rows} trainings ({self.part}), {self.strata} set-ups; {self.failing / self.rows:.0%} fail.",
+            "Means and 95 % intervals. Spearman within set-ups; two seeds of one set-up",
+            f"agree to {self.ceiling or 'an unknown degree'}. Regret: accuracy lost by the first pick.",
+            "",
+        ]
+        lines: list[tuple[str, ...]] = [("", "Spearman", "AUROC fails", "regret")]
+        for title, scores in self.groups:
+            lines += [(title.upper(),), *(_cells(s) for s in scores)]
+        widths = [max(len(line[i]) for line in lines if len(line) > i) for i in range(4)]
+        table = ["  ".join(t.ljust(w) for t, w in zip(line, widths, strict=False)).rstrip() for line in lines]
+        return "\n".join([*head, *table])
 
 
-def scorecard(
-    study: Study, table: Sequence[Mapping[str, Any]], *, held_out: bool | None = None, draws: int = 1000
-) -> Scorecard:
-    """Score the verdict, the probe's features and the baselines on a study's results.
+def parts(study: Study) -> tuple[str, ...]:
+    """Names of the parts that a study's trainings fall into."""
+    if not study.held_out:
+        return ("all",)
+    return ("all", "development", "held-out", *(f"held-out:{name}" for name, _ in study.held_out))
+
+
+def scorecard(study: Study, table: Sequence[Mapping[str, Any]], *, part: str = "all", draws: int = 1000) -> Scorecard:
+    """Score the verdict, the learned score, the probe's features and the baselines on a study's results.
 
     Args:
         study: tells which arguments make a stratum: all that vary, but ``norm`` and ``seed``.
         table: flat rows of its results.
-        held_out: only trainings that the study file holds out (True) or does not (False); all if not given.
+        part: one of :func:`parts`; ``held-out:norm`` are the trainings of held-out norms, in whatever network.
         draws: bootstrap samples.
 
     Raises:
-        StudyError: nothing to score.
+        StudyError: no such part, or nothing to score.
     """
-    axes = [name for name, values in study.distinct().items() if len(values) > 1 and name not in ("norm", "seed")]
-    everything = entries(table, axes)
-    rows = [e for e in everything if held_out is None or bool(e.row.get("held_out")) == held_out]
+    if part not in parts(study):
+        raise StudyError(f"no part {part!r}: {did_you_mean(part, parts(study))}")
+    everything = entries(table, strata_columns(study))
+    rows = [e for e in everything if _is_in(e, part)]
     if not rows:
         raise StudyError("there is no finished training to score")
-    chosen = {e.row["id"] for e in rows}
-    elsewhere = [s for e, s in zip(everything, reputation(everything), strict=True) if e.row["id"] in chosen]
+    developed = [e for e in everything if not e.row.get("held_out")]
 
-    def scored(name: str, score: Score) -> Scored:
-        return evaluate(name, rows, [score(e) for e in rows], draws=draws)
+    def scored(scores: Mapping[str, Score]) -> tuple[Scored, ...]:
+        return tuple(evaluate(name, rows, [score(e) for e in rows], draws=draws) for name, score in scores.items())
 
+    def known(name: str, among: Sequence[Entry]) -> Scored:
+        places = dict(zip((e.row["id"] for e in everything), reputation(everything, among=among), strict=True))
+        return evaluate(name, rows, [places[i] for i in (e.row["id"] for e in rows)], draws=draws)
+
+    fitted = evidence.load()
+    learned: dict[str, dict[str, Score]] = {"init": {}, "micro": {}}
+    for name, formula in fitted.scores.items():
+        title, _, kind = name.partition(" ")
+        learned[kind][title if kind == "init" else f"{title} with steps"] = lambda entry, f=formula: f.expected(
+            entry.row
+        )  # type: ignore[misc]
     return Scorecard(
         rows=len(rows),
         strata=len({e.stratum for e in rows}),
         failing=sum(e.fails for e in rows),
-        part={None: "all", True: "held out", False: "development"}[held_out],
+        part=part,
         ceiling=ceiling(rows, draws=draws),
-        scores=tuple(scored(name, score) for name, score in SCORES.items()),
-        baselines=(
-            *(scored(name, score) for name, score in BASELINES.items()),
-            evaluate("reputation elsewhere", rows, elsewhere, draws=draws),
+        groups=(
+            ("from initialization", scored({**INIT, **learned["init"]})),
+            ("with 20 real steps", scored({**MICRO, **learned["micro"]})),
+            (
+                "baselines",
+                (
+                    *scored(BASELINES),
+                    known("reputation elsewhere", everything),
+                    *((known("reputation, development", developed),) if part.startswith("held-out") else ()),
+                ),
+            ),
         ),
     )
 
 
-def verdict_rank(entry: Entry) -> float | None:
-    """The verdict's label, from ``fails`` 0 to ``healthy`` 4; None for ``unknown``."""
-    label = entry.row.get("verdict")
-    return float(_LABELS.index(label)) if label in _LABELS else None
+def strata_columns(study: Study) -> list[str]:
+    """The arguments that tell set-ups apart."""
+    return [name for name, values in study.distinct().items() if len(values) > 1 and name not in ("norm", "seed")]
+
+
+def _is_in(entry: Entry, part: str) -> bool:
+    if part == "all":
+        return True
+    if part == "development":
+        return not entry.row.get("held_out")
+    name = part.partition(":")[2]
+    return bool(entry.row.get("held_out")) if not name else name in str(entry.row.get("held_out_by", "")).split()
+
+
+def _label(column: str) -> Score:
+    """A verdict's label, from ``fails`` 0 to ``healthy`` 4; None for ``unknown``."""
+
+    def score(entry: Entry) -> float | None:
+        label = entry.row.get(column)
+        return float(_LABELS.index(label)) if label in _LABELS else None
+
+    return score
 
 
 def _feature(name: str, sign: float = 1.0) -> Score:
@@ -106,13 +160,19 @@ def _near_one(name: str) -> Score:
 
 
 #: What the package says before training, each oriented so that higher is better.
-SCORES: dict[str, Score] = {
-    "verdict": verdict_rank,
+INIT: dict[str, Score] = {
+    "verdict": _label("verdict"),
     "pooled similarity": _feature("init.cosine_pooled", -1.0),
     "forward scale": _near_one("init.ms_last"),
     "gradient ratio": _near_one("init.grad_ratio"),
     "batch noise": _feature("init.batch_noise", -1.0),
-    "accuracy of 20 steps": _feature("micro.accuracy"),
+    "sharpness": _feature("init.sharpness", -1.0),
+}
+
+#: What it says after a few real steps on a copy.
+MICRO: dict[str, Score] = {
+    "verdict with steps": _label("micro.verdict"),
+    "loss drop": _feature("micro.drop"),
 }
 
 #: What anyone could use instead.
@@ -127,4 +187,4 @@ BASELINES: dict[str, Score] = {
 
 def _cells(s: Scored) -> tuple[str, ...]:
     note = f" ({s.missing} missing)" if s.missing else ""
-    return (s.name + note, *(str(v) if v else "-" for v in (s.spearman, s.tau, s.auroc, s.regret)))
+    return (f"  {s.name}{note}", *(str(v) if v else "-" for v in (s.spearman, s.auroc, s.regret)))

@@ -15,7 +15,7 @@ from layerscope.study.store import Row
 
 Form = Literal["csv", "json", "parquet"]
 
-_FIRST = ("id", "state", "held_out")
+_FIRST = ("id", "state", "held_out", "held_out_by")
 _LAST = ("error", "seconds")
 
 
@@ -23,14 +23,18 @@ def flatten(rows: Iterable[Row], study: Study | None = None) -> list[dict[str, A
     """One flat mapping for each trial: id, state, arguments, results, error, seconds.
 
     Nested results get dotted names (``axes.F``); lists stay JSON text. With ``study``: only its trials, in its order,
-    and whether its file holds each one out (``held_out``). A result named like an argument becomes ``result.name``.
+    whether its file holds each one out (``held_out``) and by which lines (``held_out_by``). A result named like an
+    argument becomes ``result.name``.
     """
     by_id = {row.id: row for row in rows}
     if study is None:
         return [_flat(row, {}) for row in by_id.values()]
-    return [
-        _flat(by_id[trial.id], {"held_out": study.is_held_out(trial)}) for trial in study.trials if trial.id in by_id
-    ]
+    table = []
+    for trial in study.trials:
+        if trial.id in by_id:
+            by = study.held_out_by(trial)
+            table.append(_flat(by_id[trial.id], {"held_out": bool(by), "held_out_by": " ".join(by)}))
+    return table
 
 
 def export(table: Sequence[Mapping[str, Any]], path: str | Path, form: Form | None = None) -> Path:

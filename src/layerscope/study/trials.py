@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, replace
+from functools import cache, lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layerscope.errors import LayerscopeError
+from layerscope.verdict.features import init_features, micro_features, short
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from layerscope.data import Dataset
     from layerscope.probe.records import Level, Profile
     from layerscope.training.history import History
 
-#: Steps after which the training so far is read as a feature: what a short trial run would tell.
+#: Real steps that the micro-train probe takes.
 MICRO_STEPS = 20
+
+#: Added to the seed for the micro-train probe, which must not see the batches that training begins with.
+OTHER_ORDER = 1_000_003
+
+#: Test samples that the trained network is evaluated on, in evaluation mode.
+TEST_SAMPLES = 1000
+
+#: Weight layers that one unit of a network's depth parameter adds to its main path, and that parameter.
+_LAYERS_A_UNIT = {"resnet": (6, "blocks"), "convnext": (9, "blocks"), "vit": (4, "depth"), "mixer": (4, "depth")}
 
 
 def probe_and_train(
@@ -42,7 +60,7 @@ def probe_and_train(
     Args:
         norm: the norm choice.
         net: the network, as :func:`layerscope.sources.build` takes it.
-        depth: the ``depth`` of a reference net that has one, so that it can be an axis of its own.
+        depth: layers on the main path of a reference net, see :func:`net_of`, so that it can be an axis of its own.
         init: how weights are drawn, see :func:`layerscope.study.initial.reinitialize`.
         data: the data set; ``digits:size=16`` and the like choose the image size.
         batch_size: of training, and of the batches that are probed.
@@ -58,25 +76,84 @@ def probe_and_train(
         level: of the probe.
 
     Returns:
-        ``verdict`` and the probe's numbers under ``init``, the first steps' under ``micro``, what training did under
-        ``outcome``; ``parameters`` and the losses of all steps. Mind that the first steps are a part of the training
-        whose mean accuracy is the outcome: the fewer steps, the more a score from ``micro`` foresees itself.
+        ``verdict`` and the probe's numbers (``axes``, ``init``, ``series`` along the depth); ``micro``: 20 real steps
+        at this learning rate on a copy, in another order of the data than training sees, with the verdict that knows
+        them (``micro.verdict``); ``outcome``: what training did, with the accuracy in evaluation mode on up to 1,000
+        test samples; ``curve`` in twenty parts; ``parameters``, ``hardware``.
     """
-    from layerscope import data as datasets
     from layerscope import probe, sources, training, verdict
     from layerscope.study.initial import reinitialize
 
-    train = datasets.load(data)
+    samples = _dataset(data)
     net = net_of(net, depth)
-    built = sources.build(net, norm, in_shape=train.in_shape, classes=train.classes, seed=seed)
+    built = sources.build(net, norm, in_shape=samples.in_shape, classes=samples.classes, seed=seed)
     reinitialize(built.module, init, seed)
     chunks = max(probe_chunks, -(-32 // batch_size))
-    batch = datasets.batch(train, chunks * batch_size, seed=seed)
-    profile = probe.profile(built.module, batch, batch_size=batch_size, level=level, seed=seed, source=net, norm=norm)
-    judged = verdict.judge(profile)
+    x, y = _batch(samples, chunks * batch_size, seed)
+    profile = probe.profile(built.module, (x, y), batch_size=batch_size, level=level, seed=seed, source=net, norm=norm)
+    shape = training.curvature(built.module, (x[:batch_size], y[:batch_size]), seed=seed)
+    options: dict[str, Any] = {
+        "batch_size": batch_size,
+        "optimizer": optimizer,
+        "momentum": momentum,
+        "weight_decay": weight_decay,
+        "schedule": schedule,
+        "warmup": warmup,
+    }
+    micro = verdict.real_steps(
+        built.module, samples, lr=lr, steps=MICRO_STEPS, seed=seed + OTHER_ORDER, **{**options, "warmup": 0}
+    )
+    before = verdict.judge(profile)
+    after = verdict.judge(profile, micro=(micro,))
+    history = training.fit(built.module, samples, steps=steps, lr=lr, seed=seed, progress=False, **options)
+    test = None if history.diverged else training.evaluate(built.module, _dataset(data, "test", TEST_SAMPLES))
+    return {
+        "verdict": before.label,
+        "axes": {axis.name: axis.value for axis in before.axes},
+        "levels": {axis.name: axis.level for axis in before.axes},
+        "init": {**init_features(profile), **asdict(shape)},
+        "micro": {"verdict": after.label, **micro_features(micro)},
+        "outcome": {**outcome(history, samples.classes), "test_accuracy": test.accuracy if test else None},
+        "curve": curve(history),
+        "series": series(profile),
+        "parameters": sum(p.numel() for p in built.module.parameters() if p.requires_grad),
+        "hardware": hardware(),
+    }
+
+
+def train(
+    *,
+    norm: str,
+    net: str,
+    depth: int | None = None,
+    data: str = "digits",
+    batch_size: int = 128,
+    lr: float = 0.1,
+    steps: int = 300,
+    seed: int = 0,
+    optimizer: str = "sgd",
+    momentum: float = 0.9,
+    weight_decay: float = 1e-4,
+    schedule: str = "constant",
+    warmup: int = 0,
+) -> dict[str, Any]:
+    """What training does, and nothing else: for curves of larger networks, on a GPU where there is one.
+
+    Arguments as in :func:`probe_and_train`.
+
+    Returns:
+        ``outcome``, ``curve`` and ``hardware``, as there.
+    """
+    import torch
+
+    from layerscope import sources, training
+
+    samples = _dataset(data)
+    built = sources.build(net_of(net, depth), norm, in_shape=samples.in_shape, classes=samples.classes, seed=seed)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     history = training.fit(
-        built.module,
-        train,
+        built.module.to(device),
+        samples,
         steps=steps,
         batch_size=batch_size,
         optimizer=optimizer,
@@ -88,59 +165,39 @@ def probe_and_train(
         seed=seed,
         progress=False,
     )
+    where = torch.cuda.get_device_name() + f"; torch {torch.__version__}" if device == "cuda" else hardware()
     return {
-        "verdict": judged.label,
-        "axes": {axis.name: axis.value for axis in judged.axes},
-        "init": init_features(profile),
-        "micro": micro_features(history),
-        "outcome": outcome(history, train.classes),
-        "parameters": sum(p.numel() for p in built.module.parameters() if p.requires_grad),
-        "losses": [round(loss, 5) for loss in history.losses],
+        "outcome": outcome(history, samples.classes),
+        "curve": curve(history),
+        "seconds_training": history.seconds,
+        "hardware": where,
     }
 
 
 def net_of(net: str, depth: int | None) -> str:
-    """The network's spec with a depth.
+    """The network's spec with a depth, counted in weight layers along its main path.
 
-    >>> net_of("plain:width=8", 10), net_of("mlp", 4), net_of("mlp", None)
-    ('plain:width=8,depth=10', 'mlp:depth=4', 'mlp')
+    Reference nets that are built of blocks get as many as come nearest: 6 layers for one more block in each of the
+    three stages of ``resnet``, 9 for ``convnext``, 4 for one block of ``vit`` or ``mixer``.
+
+    >>> net_of("plain:width=8", 10), net_of("resnet", 14), net_of("vit", 14), net_of("mlp", None)
+    ('plain:width=8,depth=10', 'resnet:blocks=2', 'vit:depth=4', 'mlp')
     """
-    return net if depth is None else f"{net}{',' if ':' in net else ':'}depth={depth}"
+    if depth is None:
+        return net
+    layers, word = _LAYERS_A_UNIT.get(net.split(":")[0], (1, "depth"))
+    return f"{net}{',' if ':' in net else ':'}{word}={max(1, round(depth / layers))}"
 
 
-def init_features(profile: Profile) -> dict[str, float | None]:
-    """The probe's numbers that a score may use, at the last layer and along the depth."""
-    maps = [r for r in profile.of("activation", "block") if r.cosine is not None]
-    grads = [r.grad_scaled for r in profile.of("conv", "linear") if r.grad_scaled]
-    raw = [r.grad_norm for r in profile.of("conv", "linear") if r.grad_norm]
-    ms = [r.ms for r in maps if r.ms is not None]
+def series(profile: Profile) -> dict[str, list[float | None]]:
+    """Second moment, cosine and scale-free gradient along the main path, to three digits."""
+    from layerscope.verdict.trunk import trunk
+
+    path = trunk(profile)
     return {
-        "loss": profile.loss,
-        "cosine": profile.readout_cosine_unpooled,
-        "cosine_pooled": profile.readout_cosine,
-        "effective_rank": profile.readout_effective_rank,
-        "spread": profile.readout_spread,
-        "batch_noise": profile.batch_noise,
-        "ms_last": ms[-1] if ms else None,
-        "ms_max": max(ms) if ms else None,
-        "grad_ratio": grads[0] / grads[-1] if len(grads) > 1 else None,
-        "grad_rate": (grads[0] / grads[-1]) ** (1.0 / (len(grads) - 1)) if len(grads) > 1 else None,
-        "grad_ratio_raw": raw[0] / raw[-1] if len(raw) > 1 else None,
-        "nonfinite": max((r.nonfinite_share for r in profile.records), default=0.0),
-    }
-
-
-def micro_features(history: History) -> dict[str, float | None]:
-    """What the first steps say: loss and accuracy at their end, and how far the loss fell."""
-    losses, accuracies = history.losses[:MICRO_STEPS], history.accuracies[:MICRO_STEPS]
-    tail = losses[-5:]
-    end = sum(tail) / len(tail) if tail else None
-    return {
-        "loss": end,
-        "drop": losses[0] - end if end is not None else None,
-        "worst": max(losses, default=None),
-        "accuracy": sum(accuracies) / len(accuracies) if accuracies else None,
-        "diverged": float(history.diverged_at is not None and history.diverged_at < MICRO_STEPS),
+        "ms": [short(r.ms) for r in path.forward],
+        "cosine": [short(r.cosine) for r in path.forward],
+        "grad": [short(r.grad_scaled) for r in path.backward],
     }
 
 
@@ -149,14 +206,50 @@ def outcome(history: History, classes: int) -> dict[str, float | bool | None]:
 
     Chance is 1 / classes; clear of it is a mean training accuracy of 1.5 times chance over the whole run.
     """
-    mean = history.mean_accuracy
+    mean, late = history.mean_accuracy, history.accuracies[-max(1, history.planned // 4) :]
     return {
         "mean_accuracy": mean,
+        "late_accuracy": 0.0 if history.diverged else sum(late) / len(late) if late else None,
         "final_loss": history.final_loss,
         "diverged": history.diverged,
         "diverged_at": history.diverged_at,
         "fails": bool(history.diverged or mean is None or mean < 1.5 / classes),
     }
+
+
+def curve(history: History, parts: int = 20) -> dict[str, list[float | None]]:
+    """Loss and accuracy over training, as means over ``parts`` equal stretches; shorter where training stopped."""
+    width = max(1, -(-history.planned // parts))
+    return {
+        name: [short(sum(v[i : i + width]) / len(v[i : i + width])) for i in range(0, len(v), width)]
+        for name, v in (("loss", history.losses), ("accuracy", history.accuracies))
+    }
+
+
+@cache
+def hardware() -> str:
+    """Processor and torch version: what the last digits of a result depend on."""
+    import torch
+
+    model = ""
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return f"{model or platform.processor() or platform.machine()}; torch {torch.__version__}"
+
+
+@lru_cache(maxsize=4)
+def _dataset(name: str, split: str = "train", most: int | None = None) -> Dataset:
+    from layerscope import data as datasets
+
+    found = datasets.load(name, split)
+    return found if most is None else replace(found, x=found.x[:most], y=found.y[:most])
+
+
+def _batch(samples: Dataset, size: int, seed: int) -> tuple[Tensor, Tensor]:
+    from layerscope import data as datasets
+
+    return datasets.batch(samples, size, seed=seed)
 
 
 def _check(values: Mapping[str, Sequence[Any]]) -> None:
@@ -181,4 +274,4 @@ def _check(values: Mapping[str, Sequence[Any]]) -> None:
                 raise LayerscopeError(f"{name} must be a whole number of at least 1, got {value!r}")
 
 
-probe_and_train.check = _check  # type: ignore[attr-defined]  # looked up by layerscope.study.runner.check
+probe_and_train.check = train.check = _check  # type: ignore[attr-defined]  # layerscope.study.runner.check looks here

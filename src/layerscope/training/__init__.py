@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from layerscope.training.loop import fit as fit
     from layerscope.training.micro import micro_train as micro_train
     from layerscope.training.optimizers import decay_matrices_only as decay_matrices_only
+    from layerscope.training.sharpness import Curvature as Curvature
+    from layerscope.training.sharpness import curvature as curvature
     from layerscope.training.sinks import JsonlSink as JsonlSink
     from layerscope.training.sinks import MemorySink as MemorySink
     from layerscope.training.sinks import MlflowSink as MlflowSink
@@ -52,6 +54,8 @@ __getattr__, __dir__, __all__ = lazy(
         "evaluate": "evaluation",
         "predict": "evaluation",
         "micro_train": "micro",
+        "curvature": "sharpness",
+        "Curvature": "sharpness",
         "largest_stable_lr": "stability",
         "LrLimit": "stability",
         "LrTrial": "stability",

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from layerscope.errors import ProbeError
 from layerscope.probe.records import Profile
 from layerscope.verdict import axes as measure
+from layerscope.verdict import evidence
 from layerscope.verdict.analytic import analytic_route
 from layerscope.verdict.remedies import remedies
 from layerscope.verdict.sets import smallest_set
@@ -100,7 +101,9 @@ def judge(
     advice = remedies(found, residual=path.kind == "residual", tokens=path.tokens, norm=several[0].norm, tiny_sets=tiny)
     if label == "unstable" and any(m.diverged for m in micro):
         advice = (f"lower the learning rate below {micro[0].lr:g}, or warm it up", *advice)[:5]
-    return Verdict(label, found, _sentence(reason) + second, advice, where, route, micro=tuple(micro))
+    # how often the package's own cut-offs were right says nothing about other ones
+    record = evidence.track_record(label, "micro" if micro else "init") if thresholds == DEFAULT else ""
+    return Verdict(label, found, _sentence(reason) + second, advice, where, route, record, tuple(micro))
 
 
 def _diverged(micro: Sequence[MicroTrain]) -> str:

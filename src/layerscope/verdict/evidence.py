@@ -1,0 +1,98 @@
+"""How often verdicts were right, on trainings that nothing here was chosen on: one data file, ``evidence.json``.
+
+It holds the fitted scores, the hit rate of every kind of verdict and the summary of the study they come from. One
+command writes it from the committed rows (``python papers/beyond-batchnorm/hit_rate.py publish``); a test repeats that.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
+from typing import Any, Literal
+
+from layerscope.verdict.foresight import Foresight
+from layerscope.verdict.types import LABELS, Label
+
+Basis = Literal["init", "micro"]
+
+_FILE = "evidence.json"
+
+
+@dataclass(frozen=True)
+class HitRate:
+    """What became of the held-out trainings that got one kind of verdict."""
+
+    count: int
+    right: float
+    """Share for which the verdict was right; see :data:`MEANING`."""
+    low: float
+    high: float
+    """95 % interval, by drawing whole set-ups."""
+    usual: float
+    """The same share among all held-out trainings, whatever their verdict."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The contents of the data file."""
+
+    scores: Mapping[str, Foresight] = field(default_factory=dict)
+    """``learned init``, ``learned micro``: the fitted formulas."""
+    rates: Mapping[str, Mapping[str, HitRate]] = field(default_factory=dict)
+    """By basis (``init``, ``micro``) and label."""
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    """Where the numbers come from."""
+
+
+#: What counts as right. A training fails if it diverges or never gets clear of chance.
+MEANING: dict[Label, str] = {
+    "healthy": "trained",
+    "slow": "failed or were slower than most in their set-up",
+    "very slow": "failed or were slower than most in their set-up",
+    "unstable": "failed",
+    "fails": "failed",
+}
+
+
+@cache
+def load() -> Evidence:
+    """The evidence that comes with the package; empty where there is none."""
+    file = resources.files("layerscope.verdict").joinpath(_FILE)
+    if not file.is_file():
+        return Evidence()
+    return parse(json.loads(file.read_text()))
+
+
+def parse(data: Mapping[str, Any]) -> Evidence:
+    """From the JSON document."""
+    scores = {name: Foresight.from_plain(formula) for name, formula in data["scores"].items()}
+    rates = {
+        basis: {label: HitRate(**rate) for label, rate in labels.items()} for basis, labels in data["rates"].items()
+    }
+    return Evidence(scores, rates, data["summary"])
+
+
+def track_records(labels: Iterable[Label], basis: Basis) -> str:
+    """The same for several kinds of verdict, in one sentence."""
+    rates = load().rates.get(basis, {})
+    known = [
+        f"{label} {rates[label].right:.0%} {MEANING[label]} (of all {rates[label].usual:.0%})"
+        for label in LABELS
+        if label in set(labels) and label in rates
+    ]
+    return f"Hit rate on held-out trainings: {'; '.join(known)}." if known else ""
+
+
+def track_record(label: Label, basis: Basis) -> str:
+    """One sentence: how often verdicts of this kind were right on held-out trainings; empty if that is not known."""
+    rate = load().rates.get(basis, {}).get(label)
+    if rate is None:
+        return ""
+    steps = "and 20 real steps" if basis == "micro" else "alone"
+    return (
+        f"Hit rate: of {rate.count} held-out trainings called {label} from initialization {steps}, {rate.right:.0%} "
+        f"[{rate.low:.0%}, {rate.high:.0%}] {MEANING[label]}; {rate.usual:.0%} of all did."
+    )

@@ -153,9 +153,11 @@ class MixtureNorm(ChannelNorm):
 
     def _train_fused(self, x: Tensor) -> Tensor:
         """On a GPU nothing waits for the check that all is finite: the next call raises, and nothing was tracked."""
-        pending, self._pending = self._pending, None
-        if pending is not None and not pending.finite():
-            self._refuse_infinite()
+        capturing = x.is_cuda and torch.cuda.is_current_stream_capturing()  # into a CUDA graph: then nothing may wait
+        if not capturing:
+            pending, self._pending = self._pending, None
+            if pending is not None and not pending.finite():
+                self._refuse_infinite()
         self._require_batch(x)
         again = _recomputing()
         track = None
@@ -170,7 +172,7 @@ class MixtureNorm(ChannelNorm):
             self._track(done.batch, done.batch)
         elif not again:
             self._before = done.before
-            if not (x.is_cuda and torch.cuda.is_current_stream_capturing()):
+            if not capturing:
                 self._pending = fused.Watch(done.finite)
         return done.y
 

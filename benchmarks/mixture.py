@@ -2,10 +2,11 @@
 
     python benchmarks/mixture.py            # layer, CNN-5 and memory; about two minutes on one core
     python benchmarks/mixture.py --quick    # fewer repeats
+    python benchmarks/mixture.py --gpu      # the same on a GPU: layers, CNN-5 at batch 256; about a minute
 
 Ratios of CPU time, interleaved, one thread: minimum and median over the repeats. Targets: a layer's train step at most
 3x batch norm's, evaluation at most 8x, a CNN-5 train step at most 1.25x with one layer replaced and 1.6x with all,
-memory kept for backward beyond batch norm's at most M (K + C) 4 bytes.
+memory kept for backward beyond batch norm's at most M (K + C) 4 bytes. On a GPU: a CNN-5 train step at most 2x.
 """
 
 from __future__ import annotations
@@ -120,10 +121,90 @@ def report(title: str, times: dict[str, tuple[float, float]], first: str) -> Non
             print(f"  {name:<24} {a / low:6.2f}x best {b / mid:6.2f}x median")
 
 
+def gpu_milliseconds(jobs: dict[str, Callable[[], object]], repeats: int) -> dict[str, tuple[float, float]]:
+    """Minimum and median milliseconds on the GPU's own clock, taken in turns; the host's launches count if they lag."""
+    times: dict[str, list[float]] = {name: [] for name in jobs}
+    for job in jobs.values():
+        for _ in range(4):
+            job()
+    torch.cuda.synchronize()
+    for _ in range(repeats):
+        for name, job in jobs.items():
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            for _ in range(5):
+                job()
+            end.record()
+            torch.cuda.synchronize()
+            times[name].append(start.elapsed_time(end) / 5)
+    return {name: (min(t), statistics.median(t)) for name, t in times.items()}
+
+
+def graphed(job: Callable[[], object]) -> Callable[[], object]:
+    """The same job as a CUDA graph: no time of the host in it."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            job()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        job()
+    return graph.replay
+
+
+def gpu(repeats: int) -> None:
+    """Layers in all three shapes and in CNN-5's own, and a whole CNN-5 step at batch 256: eager and as CUDA graphs."""
+    print(f"torch {torch.__version__}, {torch.cuda.get_device_name()}")
+    forms = {"batch norm": FORMS["batch norm"], "mixture, K=3": FORMS["mixture, K=3"], "mixture, K=8": FORMS["mixture, K=8"]}
+    for shape in [*SHAPES, (256, 64, 28, 28), (256, 128, 14, 14), (256, 256, 4, 4)]:
+        x, g = torch.randn(shape, device="cuda", requires_grad=True), torch.randn(shape, device="cuda")
+        nets = {name: make(shape[1]).cuda() for name, make in forms.items()}
+        jobs = {name: partial(step, net, x, g) for name, net in nets.items()}
+        report(f"{shape} train step, eager", gpu_milliseconds(jobs, repeats), "batch norm")
+        graphs = {name: graphed(job) for name, job in jobs.items()}
+        report(f"{shape} train step, CUDA graph", gpu_milliseconds(graphs, repeats), "batch norm")
+        still = torch.randn(shape, device="cuda")
+        with torch.no_grad():
+            jobs = {name: graphed(partial(net.eval(), still)) for name, net in nets.items()}
+            report(f"{shape} evaluation, CUDA graph", gpu_milliseconds(jobs, repeats), "batch norm")
+    arms = {
+        "all batch norm": lambda i: "batch",
+        "mixture in layer 2": lambda i: "mixture" if i == 1 else "batch",
+        "mixture in all layers": lambda i: "mixture",
+    }
+    for dtype in (torch.float32, torch.bfloat16):
+        for kernels in ("1", "0"):
+            os.environ["LAYERSCOPE_TRITON"] = kernels
+            title = f"CNN-5, batch 256 at 28x28, train step, {dtype}, {'Triton' if kernels == '1' else 'plain torch'}"
+            x = torch.randn(256, 1, 28, 28, device="cuda")
+            trained = {name: cnn5(spec).cuda() for name, spec in arms.items()}
+
+            def mixed(net: nn.Module, x: Tensor = x, dtype: torch.dtype = dtype) -> None:
+                with torch.autocast("cuda", dtype=dtype, enabled=dtype != torch.float32, cache_enabled=False):
+                    loss = net(x).float().square().sum()
+                loss.backward()
+                for p in net.parameters():
+                    p.grad = None
+
+            jobs = {name: partial(mixed, net) for name, net in trained.items()}
+            report(f"{title}, eager", gpu_milliseconds(jobs, repeats), "all batch norm")
+            if kernels == "1":
+                graphs = {name: graphed(job) for name, job in jobs.items()}
+                report(f"{title}, CUDA graph", gpu_milliseconds(graphs, repeats), "all batch norm")
+    os.environ.pop("LAYERSCOPE_TRITON")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
-    quick = parser.parse_args().quick
+    parser.add_argument("--gpu", action="store_true")
+    args = parser.parse_args()
+    quick = args.quick
+    if args.gpu:
+        gpu(5 if quick else 20)
+        return
     torch.set_num_threads(1)
     print(f"torch {torch.__version__}, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
     for shape in SHAPES:

@@ -6,13 +6,14 @@ Kalayeh & Shah, "Training Faster by Separating Modes of Variation in Batch-norma
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, Self
+from typing import Any, Literal, NoReturn, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from layerscope.errors import SpecError
+from layerscope.norms import mixture_fused as fused
 from layerscope.norms.base import ChannelNorm, NormInputError, require_several, wide
 from layerscope.norms.mixture_kernel import (
     MixtureTransform,
@@ -112,6 +113,7 @@ class MixtureNorm(ChannelNorm):
         self.register_buffer("seeded", torch.tensor(False))
         self._is_seeded = False  # the same, without a look at the device
         self._before: Mixture | None = None
+        self._pending: fused.Watch | None = None
 
     def _shares(self) -> Tensor:
         return torch.full((self.k,), 1 / self.k)
@@ -138,9 +140,46 @@ class MixtureNorm(ChannelNorm):
         """[N, C], tokens [N, S, C] or maps [N, C, *] to the same shape."""
         self.axis(x)
         with torch.autocast(x.device.type, enabled=False):
+            if self._takes_kernels(x):
+                return self._train_fused(dense(x)) if self.training else self._evaluate_fused(dense(x))
             z = dense(wide(x))
             y = self._train(z) if self.training else self._evaluate(z)
         return y.to(x.dtype)
+
+    def _takes_kernels(self, x: Tensor) -> bool:
+        if torch.compiler.is_compiling() or self.grad_posterior or not fused.usable(x, self.k):
+            return False
+        return self.training or not self._evaluation_needs_autograd(x)
+
+    def _train_fused(self, x: Tensor) -> Tensor:
+        """On a GPU nothing waits for the check that all is finite: the next call raises, and nothing was tracked."""
+        capturing = x.is_cuda and torch.cuda.is_current_stream_capturing()  # into a CUDA graph: then nothing may wait
+        if not capturing:
+            pending, self._pending = self._pending, None
+            if pending is not None and not pending.finite():
+                self._refuse_infinite()
+        self._require_batch(x)
+        again = _recomputing()
+        track = None
+        if not again and self.momentum is not None:
+            track = fused.Tracked(self.mixture, self.running, self.num_batches_tracked, self.momentum)
+        done = fused.train(
+            x, self._mixture_of_this_pass(), self.weight, self.bias, temperature=self.temperature, scale=self.scale,
+            eps=self.eps, reduce=self._reduce(), track=track,
+        )  # fmt: skip
+        if self.momentum is None:
+            self._require_finite(done.batch.var.sum())
+            self._track(done.batch, done.batch)
+        elif not again:
+            self._before = done.before
+            if not capturing:
+                self._pending = fused.Watch(done.finite)
+        return done.y
+
+    def _evaluate_fused(self, x: Tensor) -> Tensor:
+        alpha = amplitude(self.running_weight.float(), self.scale)
+        affine = self._affine(self.running_mean.float())
+        return fused.evaluate(x, self.mixture, self.running, alpha, affine, self.temperature, self.eps)
 
     def _train(self, z: Tensor) -> Tensor:
         self._require_batch(z)
@@ -168,8 +207,7 @@ class MixtureNorm(ChannelNorm):
     def _evaluate(self, z: Tensor) -> Tensor:
         mixture, run = floored(to_dtype(self.mixture, z), self.eps), to_dtype(self.running, z)
         alpha = amplitude(run.weight, self.scale)
-        trains_affine = self.weight is not None and self.weight.requires_grad
-        if (torch.is_grad_enabled() and (z.requires_grad or trains_affine)) or torch.compiler.is_compiling():
+        if self._evaluation_needs_autograd(z) or torch.compiler.is_compiling():
             x = rows(z)
             tau = posteriors(x if self.grad_posterior else x.detach(), mixture, self.temperature)
             return self.scale_and_shift(unrows(transform(x, tau, run.mean, run.var, alpha, self.eps), z))
@@ -178,6 +216,10 @@ class MixtureNorm(ChannelNorm):
         y = torch.empty_like(z)
         evaluate(rows(z), rows(y), mixture, self.temperature, scale, bias - run.mean * scale)
         return y
+
+    def _evaluation_needs_autograd(self, x: Tensor) -> bool:
+        trains_affine = self.weight is not None and self.weight.requires_grad
+        return torch.is_grad_enabled() and (x.requires_grad or trains_affine)
 
     def _require_batch(self, z: Tensor) -> None:
         """A batch of several positions, and a mixture: the first one seeds it."""
@@ -193,10 +235,13 @@ class MixtureNorm(ChannelNorm):
 
     def _require_finite(self, value: Tensor) -> None:
         if not bool(torch.isfinite(value)):
-            raise NormInputError(
-                f"{self.label} in training mode got values that are not finite, or whose squares are not; "
-                "look for the layer before it that produced them (a smaller learning rate often helps)"
-            )
+            self._refuse_infinite()
+
+    def _refuse_infinite(self) -> NoReturn:
+        raise NormInputError(
+            f"{self.label} in training mode got values that are not finite, or whose squares are not; "
+            "look for the layer before it that produced them (a smaller learning rate often helps)"
+        )
 
     # the mixture and the running moments
 
@@ -204,7 +249,7 @@ class MixtureNorm(ChannelNorm):
     @torch.no_grad()
     def _seed(self, z: Tensor) -> None:
         generator = torch.Generator().manual_seed(self.seed)
-        samples = rows(z).transpose(1, 2).reshape(-1, self.channels)
+        samples = rows(wide(z)).transpose(1, 2).reshape(-1, self.channels)
         if samples.shape[0] > SEED_SAMPLES:
             samples = samples[torch.randperm(samples.shape[0], generator=generator)[:SEED_SAMPLES].to(z.device)]
         self._require_finite(samples.square().sum())
@@ -259,7 +304,11 @@ class MixtureNorm(ChannelNorm):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._is_seeded = bool(self.seeded)
-        self._before = None
+        self._before = self._pending = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # what is only about the pass under way is neither copied nor pickled
+        return self.__dict__ | {"_before": None, "_pending": None}
 
     @classmethod
     def from_batchnorm(cls, bn: nn.Module, k: int = 3, **options: Any) -> Self:

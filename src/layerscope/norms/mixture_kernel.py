@@ -110,7 +110,7 @@ class _Posterior:
 
     def __init__(self, x: Tensor, mixture: Mixture, centre: Tensor, temperature: float) -> None:
         self.channels, self.centre, self.temperature = x.shape[1], centre.unsqueeze(1), temperature
-        self.form = torch.cat(quadratic_form(mixture, centre), 1)
+        self.form = torch.cat(quadratic_form(mixture, centre), 1) / temperature
         # z = x - centre, z^2 and a row of ones: one product gives the log posterior, another all sums
         self.room = scratch(x, 2 * self.channels + 1)
         self.room[:, -1] = 1
@@ -124,15 +124,9 @@ class _Posterior:
         return out
 
     def log_posterior(self, features: Tensor) -> Tensor:
-        """[B, K, S], up to a constant, at temperature 1."""
+        """[B, K, S], up to a constant, already divided by the temperature."""
         logits = self.logits[: features.shape[0], :, : features.shape[2]]
         return torch.bmm(self.form.expand(features.shape[0], -1, -1), features, out=logits)
-
-    def tempered(self, logits: Tensor, out: Tensor | None = None) -> Tensor:
-        """Posteriors from :meth:`log_posterior`, which is overwritten."""
-        if self.temperature != 1:
-            logits.div_(self.temperature)
-        return torch.softmax(logits, 1, out=logits if out is None else out)
 
 
 def posterior_moments(
@@ -165,9 +159,9 @@ def posterior_moments(
         features = posterior.features(x[outer, :, inner])
         logits = posterior.log_posterior(features)
         if wanted > 0:
-            sums[1] += torch.bmm(torch.softmax(logits, 1), features.transpose(1, 2)).sum(0)
+            sums[1] += torch.bmm(torch.softmax(logits * temperature, 1), features.transpose(1, 2)).sum(0)
             wanted -= features.shape[0] * features.shape[2]
-        part = posterior.tempered(logits, tau[outer, :, inner])
+        part = torch.softmax(logits, 1, out=tau[outer, :, inner])
         sums[0] += torch.bmm(part, features.transpose(1, 2)).sum(0)
     if reduce is not None:
         reduce(sums)
@@ -189,7 +183,8 @@ def evaluate(x: Tensor, out: Tensor, mixture: Mixture, temperature: float, scale
     rooms = scratch(x, x.shape[1]), scratch(x, x.shape[1])
     for outer, inner in blocks(x):
         block = x[outer, :, inner]
-        tau = posterior.tempered(posterior.log_posterior(posterior.features(block)))
+        logits = posterior.log_posterior(posterior.features(block))
+        tau = torch.softmax(logits, 1, out=logits)
         torch.addcmul(spread(offset, tau, rooms[0]), block, spread(scale, tau, rooms[1]), out=out[outer, :, inner])
 
 

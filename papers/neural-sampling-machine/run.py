@@ -18,11 +18,11 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
+from loop import train
 from models import HIDDEN, cnn, mlp
 from tables import tables
 from torch import Tensor, nn
 from torch.nn import functional as F
-from training import train
 
 from layerscope import data
 from layerscope.methods.sampling import (

@@ -1,7 +1,8 @@
-"""Train and measure every network of the paper's comparison; finished trials are kept, so that a stopped run goes on.
+"""Train and measure every network of the comparison; finished trials are kept, so that a stopped run goes on.
 
-python papers/neural-sampling-machine/run.py mlp --data fashion-mnist --epochs 1 --seeds 3
-python papers/neural-sampling-machine/run.py cnn --data fashion-mnist --epochs 2 --seeds 3
+python papers/neural-sampling-machine/run.py cnn --epochs 30 --device cuda
+python papers/neural-sampling-machine/run.py mlp --epochs 30 --device cuda
+python papers/neural-sampling-machine/run.py mlp --data digits --epochs 20
 python papers/neural-sampling-machine/run.py percentiles
 python papers/neural-sampling-machine/run.py tables
 """
@@ -13,41 +14,76 @@ import json
 import math
 import statistics
 import time
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
-from models import CONV, HIDDEN, cnn, mlp
+from loop import train
+from models import HIDDEN, cnn, mlp
+from tables import tables
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layerscope import data
-from layerscope.methods.sampling import SamplingLayer, auroc, fixed_point, initialize, predict, reliability
-from layerscope.methods.sampling.uncertainty import predictive_entropy
+from layerscope.methods.sampling import (
+    SamplingLayer,
+    auroc,
+    fixed_point,
+    initialize,
+    negative_log_likelihood,
+    predict,
+    predictive_entropy,
+    reliability,
+)
 from layerscope.training import fit
 
 RESULTS = Path(__file__).parent / "results"
-SAMPLES = 10
-TEST = 2000  # test images; the first ones
-LR, TARGET = 1e-3, 0.7
+HELD_BACK = 5000  # training images, the last ones, on which settings are chosen; never trained on
 GAIN = 0.7  # standard deviation of the log of the random gains
+ANGLES = range(0, 181, 30)
+#: Rates tried for every kind; the tables show the better one by the held-back images.
+RATES = (1e-3, 3e-3)
 
 
-def probabilities(model: nn.Module, x: Tensor, samples: int = SAMPLES) -> Tensor:
-    """Softmax [N, K]: averaged over passes where the network is stochastic."""
+@dataclass(frozen=True)
+class Trial:
+    """One training: what names it in the results."""
+
+    family: str
+    kind: str
+    data: str
+    epochs: int
+    seed: int
+    lr: float
+    pool: str = "max"
+    batch: int = 100
+    target: float = 1.5
+    copies: int = 1
+    images: int = 0
+    """Training images, the first ones; 0 for all but those held back."""
+
+
+def stochastic(model: nn.Module) -> bool:
+    layers = [m for m in model.modules() if isinstance(m, SamplingLayer)]
+    return any(m.mode not in ("sign", "mean") for m in layers)
+
+
+def probabilities(model: nn.Module, x: Tensor, passes: int, dropout: bool = False) -> Tensor:
+    """Softmax [N, K], averaged over passes where the network is stochastic; optionally with dropout left on."""
     model.eval()
-    if is_sampling(model) and any(
-        m.mode not in ("sign", "mean") for m in model.modules() if isinstance(m, SamplingLayer)
-    ):
-        return predict(model, x, samples, chunk=5, batch_size=250, seed=0).probs
-    passes = samples if any(type(m).__name__ == "NoisyReLU" for m in model.modules()) else 1
+    if stochastic(model):
+        return predict(model, x, passes, chunk=10, batch_size=250 if x.device.type == "cpu" else 2000, seed=0).probs
+    noisy = dropout or any(type(m).__name__ == "InputNoise" for m in model.modules())
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.training = dropout
     torch.manual_seed(0)
     with torch.no_grad():
-        parts = [torch.stack([model(p) for _ in range(passes)]).double().softmax(-1).mean(0) for p in x.split(500)]
+        parts = [
+            torch.stack([model(p).double().softmax(-1) for _ in range(passes if noisy else 1)]).mean(0)
+            for p in x.split(1000)
+        ]
     return torch.cat(parts)
-
-
-def is_sampling(model: nn.Module) -> bool:
-    return any(isinstance(m, SamplingLayer) for m in model.modules())
 
 
 def accuracy(probs: Tensor, y: Tensor) -> float:
@@ -58,17 +94,20 @@ def rotate(x: Tensor, degrees: float) -> Tensor:
     """Images rotated about their centre, with the background's -1 outside."""
     angle = math.radians(degrees)
     turn = torch.tensor([[math.cos(angle), -math.sin(angle), 0.0], [math.sin(angle), math.cos(angle), 0.0]])
-    grid = F.affine_grid(turn.expand(len(x), 2, 3), list(x.shape), align_corners=False)
+    grid = F.affine_grid(turn.to(x.device).expand(len(x), 2, 3), list(x.shape), align_corners=False)
     return F.grid_sample(x + 1, grid, align_corners=False) - 1
+
+
+def hidden_layers(model: nn.Module) -> list[nn.Module]:
+    return [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d | SamplingLayer)][:-1]
 
 
 def random_gains(model: nn.Module, seed: int) -> None:
     """Multiply the weights into every hidden unit by its own log-normal gain, in place."""
     g = torch.Generator().manual_seed(seed)
-    layers = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d | SamplingLayer)]
     with torch.no_grad():
-        for layer in layers[:-1]:
-            gain = torch.exp(GAIN * torch.randn(len(layer.weight), generator=g))
+        for layer in hidden_layers(model):
+            gain = torch.exp(GAIN * torch.randn(len(layer.weight), generator=g)).to(layer.weight.device)
             shape = (-1, *[1] * (layer.weight.ndim - 1))
             if hasattr(layer, "parametrizations"):  # weight norm: the gain of a synapse acts behind the norm
                 layer.parametrizations.weight.original0 *= gain.view(shape)
@@ -76,53 +115,128 @@ def random_gains(model: nn.Module, seed: int) -> None:
                 layer.weight *= gain.view(shape)
 
 
-def trial(family: str, kind: str, name: str, epochs: int, seed: int, lr: float, target: float) -> dict:
-    train, test = data.load(name), data.load(name, split="test")
-    torch.manual_seed(seed)
-    model = mlp(kind, train.x[0].numel()) if family == "mlp" else cnn(kind)
-    if is_sampling(model):
-        initialize(model, train.x[:500], target, seed)
-    start = time.process_time()
-    history = fit(
-        model, train, epochs=epochs, batch_size=100, optimizer="adamw", lr=lr, schedule="cosine", seed=seed,
-        progress=False,
-    )  # fmt: skip
-    seconds = time.process_time() - start
-    x, y = test.x[:TEST], test.y[:TEST]
-    probs = probabilities(model, x)
-    few, entropy = x[:1000], predictive_entropy(probs[:1000])
-    order = torch.randperm(x[0].numel(), generator=torch.Generator().manual_seed(0))
-    permuted = few.flatten(1)[:, order].view_as(few)
-    row = {
-        "family": family, "kind": kind, "data": name, "epochs": epochs, "seed": seed, "lr": lr, "target": target,
-        "accuracy": accuracy(probs, y), "accuracy_one_pass": accuracy(probabilities(model, x, 1), y),
-        "ece": reliability(probs, y).ece, "diverged": history.diverged, "cpu_seconds": round(seconds, 1),
-        "auroc_rotated": auroc(entropy, predictive_entropy(probabilities(model, rotate(few, 90)))),
-        "auroc_permuted": auroc(entropy, predictive_entropy(probabilities(model, permuted))),
+def strangers(x: Tensor, name: str) -> dict[str, Tensor]:
+    """Inputs that the network was not made for: turned, with permuted pixels, of another data set."""
+    order = torch.randperm(x[0].numel(), generator=torch.Generator().manual_seed(0)).to(x.device)
+    other = {"fashion-mnist": f"digits:size={x.shape[-1]}", "digits": f"fashion-mnist:size={x.shape[-1]}"}[name]
+    return {
+        "rotated": rotate(x, 90),
+        "permuted": x.flatten(1)[:, order].view_as(x),
+        "other": data.load(other, split="test").x[: len(x)].to(x.device),
+    }
+
+
+def measured(
+    model: nn.Module, x: Tensor, y: Tensor, held: tuple[Tensor, Tensor], name: str, passes: int, dropout: bool
+) -> dict[str, object]:
+    """Accuracy, calibration and uncertainty of a trained network."""
+    probs = probabilities(model, x, passes, dropout)
+    few = x[:2000]
+    inside = predictive_entropy(probs[: len(few)])
+    return {
+        "accuracy": accuracy(probs, y),
+        "accuracy_one_pass": accuracy(probabilities(model, x, 1, dropout), y),
+        "accuracy_held_back": accuracy(probabilities(model, held[0], min(passes, 10), dropout), held[1]),
+        "ece": reliability(probs, y).ece,
+        "nll": negative_log_likelihood(probs, y),
+        "auroc": {
+            k: auroc(inside, predictive_entropy(probabilities(model, v, passes, dropout)))
+            for k, v in strangers(few, name).items()
+        },
         "entropy_by_angle": [
-            round(float(predictive_entropy(probabilities(model, rotate(few[:500], a))).mean()), 4)
-            for a in range(0, 181, 30)
+            round(float(predictive_entropy(probabilities(model, rotate(few[:500], a), passes, dropout)).mean()), 4)
+            for a in ANGLES
         ],
+    }
+
+
+def run(trial: Trial, passes: int, test_images: int, device: str) -> list[dict[str, object]]:
+    """Train one network and measure it; a network with dropout gives a second row, with the masks left on."""
+    both, test = data.load(trial.data), data.load(trial.data, split="test")
+    held = min(HELD_BACK, len(both.x) // 10)
+    images = min(trial.images or len(both.x), len(both.x) - held)
+    x, y = both.x[:images].to(device), both.y[:images].to(device)
+    torch.manual_seed(trial.seed)
+    made = mlp(trial.kind, x[0].numel()) if trial.family == "mlp" else cnn(trial.kind, trial.pool)
+    model = made.to(device)
+    if any(isinstance(m, SamplingLayer) for m in model.modules()):
+        initialize(model, x[:500], trial.target, trial.seed)
+    start = time.perf_counter()
+    loss, diverged = train(
+        model, x, y, epochs=trial.epochs, batch=trial.batch, lr=trial.lr, copies=trial.copies, seed=trial.seed
+    )
+    seconds = time.perf_counter() - start
+    xt, yt = test.x[:test_images].to(device), test.y[:test_images].to(device)
+    aside = both.x[-held:].to(device), both.y[-held:].to(device)
+    name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
+    common = {
+        **asdict(trial), "passes": passes, "test_images": len(xt), "train_loss": loss, "diverged": diverged,
+        "seconds": round(seconds, 1), "device": name,
     }  # fmt: skip
-    if is_sampling(model):
-        row["bits"] = {}
+    rows: list[dict[str, object]] = [{**common, **measured(model, xt, yt, aside, trial.data, passes, False)}]
+    if trial.kind == "relu, dropout":
+        left_on = measured(model, xt, yt, aside, trial.data, passes, True)
+        rows.append({**common, "kind": "relu, dropout, masks left on", **left_on})
+    if stochastic(model):
+        rows[0]["bits"] = {}
         for bits in range(2, 9):
             with fixed_point(model, bits):
-                row["bits"][str(bits)] = accuracy(probabilities(model, few, 10), y[:1000])
-    random_gains(model, seed)
-    row["accuracy_random_gain"] = accuracy(probabilities(model, x), y)
-    return row
+                rows[0]["bits"][str(bits)] = accuracy(probabilities(model, xt, min(passes, 10)), yt)
+        rows[0]["by_passes"] = {
+            str(s): {"accuracy": accuracy(p, yt), "ece": reliability(p, yt).ece, "nll": negative_log_likelihood(p, yt)}
+            for s in (1, 3, 10, 30, 100)
+            if s <= passes
+            for p in [probabilities(model, xt, s)]
+        }
+    random_gains(model, trial.seed)
+    rows[0]["accuracy_random_gain"] = accuracy(probabilities(model, xt, passes), yt)
+    return rows
 
 
-def compare(family: str, name: str, epochs: int, seeds: int, kinds: list[str], lr: float, target: float) -> None:
-    for seed in range(seeds):
-        for kind in kinds or (HIDDEN if family == "mlp" else CONV):
-            tried = "" if (lr, target) == (LR, TARGET) else f"-lr{lr:g}-target{target:g}"
-            file = RESULTS / f"{family}-{name}-{kind.replace(', ', '_').replace(' ', '-')}{tried}-{epochs}-{seed}.json"
-            if not file.exists():
-                row = trial(family, kind, name, epochs, seed, lr, target)
-                file.write_text(json.dumps(row, indent=1) + "\n")
-                print(f"{family} {name} seed {seed} {kind}: {row['accuracy']:.4f} ece {row['ece']:.3f}", flush=True)
+def key(row: dict[str, object]) -> tuple[object, ...]:
+    return tuple(row[f.name] for f in fields(Trial))
+
+
+def trials(args: argparse.Namespace) -> list[Trial]:
+    """In order of importance: every seed of the networks that the claims are about, then the others."""
+    first = ["nsm", "relu, batch norm", "sign, erf gradient", "sign, straight-through, batch norm", "relu, dropout"]
+    kinds = args.kinds or [*first, *(k for k in HIDDEN if k not in first)]
+    fixed = {
+        "pool": args.pool if args.what == "cnn" else "none",
+        "batch": args.batch,
+        "target": args.target,
+        "copies": args.copies,
+    }
+    halves = [kinds] if args.kinds else [kinds[: len(first)], kinds[len(first) :]]
+    return [
+        Trial(args.what, kind, args.data, args.epochs, seed, lr, **fixed)
+        for half in halves
+        for seed in range(args.seeds)
+        for kind in half
+        for lr in args.lr
+    ]
+
+
+def compare(args: argparse.Namespace) -> None:
+    args.out.mkdir(parents=True, exist_ok=True)
+    index, of = map(int, args.part.split("/"))
+    file = args.out / f"{args.what}{'' if of == 1 else f'-{index}'}.jsonl"
+    for trial in trials(args)[index::of]:
+        known = {key(row) for path in args.out.glob("*.jsonl") for row in rows_of(path)}
+        if tuple(asdict(trial).values()) in known:
+            continue
+        for row in run(trial, args.passes, args.test_images, args.device):
+            with file.open("a") as out:
+                out.write(json.dumps(row) + "\n")
+            print(
+                f"{row['family']} {row['pool']} {row['data']} seed {row['seed']} lr {row['lr']:g} {row['kind']}: "
+                f"{row['accuracy']:.4f} ece {row['ece']:.3f} ({row['seconds']} s)",
+                flush=True,
+            )
+
+
+def rows_of(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
 
 
 def percentiles(steps: int = 300) -> None:
@@ -132,8 +246,7 @@ def percentiles(steps: int = 300) -> None:
         for lr in (1e-3, 1e-2):
             torch.manual_seed(0)
             model, rows = mlp(kind, 784), []
-            layers = [m for m in model.modules() if isinstance(m, nn.Linear | SamplingLayer)]
-            last = layers[-2]
+            last = hidden_layers(model)[-1]
 
             def watch(module: nn.Module, args: tuple, output: Tensor, rows: list = rows) -> None:
                 p = module.pre_activation(args[0]) if isinstance(module, SamplingLayer) else output
@@ -155,74 +268,35 @@ def percentiles(steps: int = 300) -> None:
     (RESULTS / "percentiles.json").write_text(json.dumps(out) + "\n")
 
 
-def tables() -> str:
-    """Every finished trial as Markdown tables: mean over seeds, and half the range."""
-    every = [json.loads(f.read_text()) for f in sorted(RESULTS.glob("*.json")) if f.name != "percentiles.json"]
-    rows = [r for r in every if (r.get("lr", LR), r.get("target", TARGET)) == (LR, TARGET)]
-    lines: list[str] = []
-    for key in sorted({(r["family"], r["data"], r["epochs"]) for r in rows}):
-        family, name, epochs = key
-        lines += [f"### {family} on {name}, {epochs} epoch(s)", ""]
-        lines += [
-            "| hidden units | seeds | accuracy % | one pass | ECE % | random gain | rotated AUROC | permuted AUROC |"
-        ]
-        lines += ["|---|---|---|---|---|---|---|---|"]
-        for kind in HIDDEN if family == "mlp" else CONV:
-            some = [r for r in rows if (r["family"], r["data"], r["epochs"], r["kind"]) == (*key, kind)]
-            if some:
-                percent = ("accuracy", "accuracy_one_pass", "ece", "accuracy_random_gain")
-                cells = [spread([100 * r[k] for r in some], 1) for k in percent]
-                cells += [spread([r[k] for r in some], 2) for k in ("auroc_rotated", "auroc_permuted")]
-                lines.append(f"| {kind} | {len(some)} | " + " | ".join(cells) + " |")
-        ours = [r for r in rows if (r["family"], r["data"], r["epochs"], r["kind"]) == (*key, "nsm")]
-        if ours:
-            cells = [f"{b} bits {spread([100 * r['bits'][b] for r in ours], 1)}" for b in ours[0]["bits"]]
-            angles = zip(*(r["entropy_by_angle"] for r in ours), strict=True)
-            means = ", ".join(f"{statistics.mean(values):.2f}" for values in angles)
-            lines += ["", "nsm with fixed-point weights, accuracy %: " + ", ".join(cells) + "."]
-            lines += ["", f"nsm, predictive entropy (nats) of inputs rotated by 0, 30, ..., 180 degrees: {means}."]
-        lines.append("")
-    if tried := [r for r in every if r not in rows]:
-        lines += ["### Other settings of the sampling network, seed 0", ""]
-        lines += ["| network | learning rate | target | accuracy % | one pass | ECE % |", "|---" * 6 + "|"]
-        for r in tried:
-            numbers = " | ".join(f"{100 * r[k]:.1f}" for k in ("accuracy", "accuracy_one_pass", "ece"))
-            lines.append(f"| {r['family']}, {r['epochs']} epoch(s) | {r['lr']:g} | {r['target']:g} | {numbers} |")
-        lines.append("")
-    file = RESULTS / "percentiles.json"
-    if file.exists():
-        lines += ["### Pre-activations of the last hidden layer over 300 steps", ""]
-        lines += ["| network, learning rate | spread, last over first | largest drift of the median |", "|---|---|---|"]
-        for key, value in json.loads(file.read_text()).items():
-            lines.append(f"| {key} | {value['spread_last_over_first']} | {value['median_drift']} |")
-    return "\n".join(lines) + "\n"
-
-
-def spread(values: list[float], digits: int) -> str:
-    """Mean, and half the range over seeds."""
-    half = (max(values) - min(values)) / 2
-    return f"{statistics.mean(values):.{digits}f}" + (f" ±{half:.{digits}f}" if len(values) > 1 else "")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=["mlp", "cnn", "percentiles", "tables"])
-    parser.add_argument("--data", default="fashion-mnist")
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--data", default="fashion-mnist", choices=["fashion-mnist", "digits"])
+    parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--lr", type=float, default=LR)
-    parser.add_argument("--target", type=float, default=TARGET, help="spread of P after initialization")
+    parser.add_argument("--batch", type=int, default=100)
+    parser.add_argument("--pool", default="avg", choices=["max", "avg"], help="of the CNN")
+    parser.add_argument("--lr", type=float, nargs="*", default=list(RATES))
+    parser.add_argument("--target", type=float, default=1.5, help="spread of P after initialization")
+    parser.add_argument("--copies", type=int, default=1, help="samples of every image in one step of a sampling net")
     parser.add_argument("--kinds", nargs="*", default=[], help="all by default")
+    parser.add_argument("--images", type=int, default=0, help="training images; 0 for all")
+    parser.add_argument("--passes", type=int, default=20, help="averaged at test time")
+    parser.add_argument("--test-images", type=int, default=10000)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--part", default="0/1", help="INDEX/OF: only every OF-th trial, to run several processes")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     RESULTS.mkdir(exist_ok=True)
     torch.set_num_threads(1)
     if args.what in ("mlp", "cnn"):
-        compare(args.what, args.data, args.epochs, args.seeds, args.kinds, args.lr, args.target)
+        compare(args)
     elif args.what == "percentiles":
         percentiles()
     else:
-        (RESULTS / "tables.md").write_text(tables())
-        print(tables())
+        text = tables([row for path in sorted(RESULTS.glob("*.jsonl")) for row in rows_of(path)])
+        (RESULTS / "tables.md").write_text(text)
+        print(text)
 
 
 if __name__ == "__main__":

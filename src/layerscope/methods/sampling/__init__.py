@@ -20,6 +20,7 @@ from layerscope._lazy import lazy
 if TYPE_CHECKING:
     from layerscope.methods.sampling.calibrate import initialize as initialize
     from layerscope.methods.sampling.context import deterministic as deterministic
+    from layerscope.methods.sampling.context import folded as folded
     from layerscope.methods.sampling.context import sampling_layers as sampling_layers
     from layerscope.methods.sampling.context import seeded as seeded
     from layerscope.methods.sampling.context import using_mode as using_mode
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from layerscope.methods.sampling.uncertainty import Reliability as Reliability
     from layerscope.methods.sampling.uncertainty import auroc as auroc
     from layerscope.methods.sampling.uncertainty import mutual_information as mutual_information
+    from layerscope.methods.sampling.uncertainty import negative_log_likelihood as negative_log_likelihood
     from layerscope.methods.sampling.uncertainty import predictive_entropy as predictive_entropy
     from layerscope.methods.sampling.uncertainty import reliability as reliability
     from layerscope.methods.sampling.uncertainty import vote_share as vote_share
@@ -71,6 +73,7 @@ __getattr__, __dir__, __all__ = lazy(
         "deterministic": "context",
         "using_mode": "context",
         "seeded": "context",
+        "folded": "context",
         "sampling_layers": "context",
         "observe": "observation",
         "LayerReport": "observation",
@@ -80,6 +83,7 @@ __getattr__, __dir__, __all__ = lazy(
         "mutual_information": "uncertainty",
         "vote_share": "uncertainty",
         "reliability": "uncertainty",
+        "negative_log_likelihood": "uncertainty",
         "Reliability": "uncertainty",
         "auroc": "uncertainty",
         "export": "hardware",

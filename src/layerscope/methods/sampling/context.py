@@ -55,19 +55,79 @@ def deterministic(model: nn.Module, mode: Literal["mean", "sign"] = "mean") -> A
 
 @contextmanager
 def seeded(model: nn.Module, seed: int | torch.Generator) -> Iterator[torch.Generator]:
-    """Inside, the layers draw from a generator of their own; the global one is not touched.
+    """Inside, the layers draw from a generator of their own; the global ones are not touched.
 
-    The generator is made on the device of the network's parameters.
+    A network on several devices gets one generator on each, of this seed. Processes that train together need different
+    seeds, such as ``seed + rank``: with the same one all of them draw the same noise. Not for activation checkpointing,
+    which draws again in the backward pass and restores only the global generators.
+
+    Args:
+        model: a network with sampling layers.
+        seed: of new generators, or a generator on the device of all sampling layers.
+
+    Yields:
+        The generator of the first sampling layer.
+
+    Raises:
+        SamplingError: no sampling layer, or a generator on another device than a layer.
     """
     layers = [layer for _, layer in sampling_layers(model)]
-    generator = seed if isinstance(seed, torch.Generator) else torch.Generator(layers[0].weight.device)
-    if not isinstance(seed, torch.Generator):
-        generator.manual_seed(seed)
+    devices = {layer.weight.device for layer in layers}
+    generators: dict[torch.device, torch.Generator] = {}
+    for device in devices:
+        if isinstance(seed, int):
+            generators[device] = torch.Generator(device).manual_seed(seed)
+            continue
+        if seed.device.type != device.type:
+            raise SamplingError(
+                f"the generator is on {seed.device}, a sampling layer on {device}: make it with "
+                f"torch.Generator('{device}'), or give an integer seed"
+            )
+        generators[device] = seed
     before = [layer.generator for layer in layers]
     try:
         for layer in layers:
-            layer.generator = generator
-        yield generator
+            layer.generator = generators[layer.weight.device]
+        yield generators[layers[0].weight.device]
     finally:
         for layer, old in zip(layers, before, strict=True):
             layer.generator = old
+
+
+@contextmanager
+def folded(model: nn.Module, copies: int) -> Iterator[None]:
+    """Inside, the first sampling layer that runs draws ``copies`` samples of every input: [N, ...] -> [copies N, ...].
+
+    What comes before it is computed once for all of them, and the network returns [copies N, K], copy after copy. In
+    training this takes several samples of every input in one step, which quiets the gradient::
+
+        with sampling.folded(net, 4):
+            loss = cross_entropy(net(x), y.repeat(4))
+
+    Args:
+        model: a network in which nothing from before the first sampling layer meets something from behind it.
+        copies: samples of every input, at least 1.
+
+    Raises:
+        SamplingError: no sampling layer, or fewer than one copy.
+    """
+    if copies < 1:
+        raise SamplingError(f"copies must be at least 1, got {copies}")
+    layers = [layer for _, layer in sampling_layers(model)]
+    first: list[SamplingLayer] = []
+
+    def only_first(layer: nn.Module, _: object) -> None:
+        assert isinstance(layer, SamplingLayer)
+        layer.copies = 1 if first else copies
+        first.append(layer)
+
+    handles = [layer.register_forward_pre_hook(only_first) for layer in layers]
+    # the network may run several times inside: every run folds anew
+    handles.append(model.register_forward_pre_hook(lambda *_: first.clear(), prepend=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for layer in layers:
+            layer.copies = 1

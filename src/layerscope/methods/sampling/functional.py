@@ -54,8 +54,21 @@ def mean(p: Tensor) -> Tensor:
     return torch.erf(_wide(p)).to(p.dtype)
 
 
+def is_narrow(dtype: torch.dtype) -> bool:
+    """Whether probabilities and squares of this dtype need float32."""
+    return dtype in (torch.float16, torch.bfloat16)
+
+
 def _wide(p: Tensor) -> Tensor:
-    return p.float() if p.dtype in (torch.float16, torch.bfloat16) else p
+    return p.float() if is_narrow(p.dtype) else p
+
+
+def _one(values: Tensor) -> Tensor:
+    """1, or NaN if there is one among the values.
+
+    A comparison with NaN is false: without this a network that has diverged would go on with signs that mean nothing.
+    """
+    return values.sum().mul_(0).add_(1)
 
 
 def _gradient(grad: Tensor, p: Tensor) -> Tensor:
@@ -64,13 +77,18 @@ def _gradient(grad: Tensor, p: Tensor) -> Tensor:
 
 
 class _Sample(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, p: Tensor, generator: torch.Generator | None) -> Tensor:
-        ctx.save_for_backward(p)
+    def forward(p: Tensor, generator: torch.Generator | None) -> Tensor:
         threshold = torch.erf(_wide(p))
         # erf(P) > 2 u - 1, u uniform on [0, 1): one comparison, and the result written as +1 / -1 without a branch
         uniform = torch.empty_like(threshold).uniform_(-1, 1, generator=generator)
-        return uniform.lt_(threshold).mul_(2).sub_(1).to(p.dtype)
+        return uniform.lt_(threshold).mul_(2).sub_(_one(threshold)).to(p.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
@@ -79,15 +97,32 @@ class _Sample(torch.autograd.Function):
 
 
 class _Decide(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, p: Tensor, u: Tensor) -> Tensor:
-        ctx.save_for_backward(p)
-        return (u >= 0).to(p.dtype).mul_(2).sub_(1)
+    def forward(p: Tensor, u: Tensor) -> Tensor:
+        return (u >= 0).to(p.dtype).mul_(2).sub_(_one(u).to(p.dtype))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
         (p,) = ctx.saved_tensors
         return _gradient(grads[0], p), None
+
+
+def inverse_norm(weight: Tensor) -> Tensor:
+    """1 / |w_i|_2 of every row, [O], computed in float32 or wider; 0 for a row of zeros, which has no direction."""
+    norm: Tensor = torch.linalg.vector_norm(_wide(weight).flatten(1), dim=1)
+    return norm.reciprocal().nan_to_num(nan=torch.nan, posinf=0.0).to(weight.dtype)
+
+
+def direction(weight: Tensor) -> Tensor:
+    """w_i / |w_i|_2 of every row, in float32 or wider; zeros for a row of zeros. Shape of the weight."""
+    wide = _wide(weight)
+    return wide * inverse_norm(wide).view(-1, *[1] * (weight.ndim - 1))
 
 
 def scaled_by_norm(u: Tensor, weight: Tensor, beta: Tensor, c: Tensor | None, per_unit: tuple[int, ...]) -> Tensor:
@@ -102,24 +137,29 @@ def scaled_by_norm(u: Tensor, weight: Tensor, beta: Tensor, c: Tensor | None, pe
         c: biases [O] or None.
         per_unit: shape in which [O] broadcasts against u, such as (-1, 1, 1).
     """
-    out: Tensor = _ScaledByNorm.apply(u, weight, beta, c, per_unit)  # type: ignore[no-untyped-call]  # torch's own
-    return out
-
-
-def inverse_norm(weight: Tensor) -> Tensor:
-    """1 / |w_i|_2 of every row, [O], computed in float32 or wider; 0 for a row of zeros, which has no direction."""
-    norm: Tensor = torch.linalg.vector_norm(_wide(weight).flatten(1), dim=1)
-    return norm.reciprocal().nan_to_num_(posinf=0.0).to(weight.dtype)
+    out: tuple[Tensor, Tensor] = _ScaledByNorm.apply(  # type: ignore[no-untyped-call]  # torch's own
+        u, weight, beta, c, per_unit
+    )
+    return out[0]
 
 
 class _ScaledByNorm(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, u: Tensor, weight: Tensor, beta: Tensor, c: Tensor | None, shape: tuple[int, ...]) -> Tensor:
+    def forward(
+        u: Tensor, weight: Tensor, beta: Tensor, c: Tensor | None, shape: tuple[int, ...]
+    ) -> tuple[Tensor, Tensor]:
         inverse = inverse_norm(weight)
-        ctx.save_for_backward(u, weight, beta, inverse)
-        ctx.shape, ctx.has_c = shape, c is not None
         scale = (beta * inverse).view(shape)
-        return u * scale if c is None else torch.addcmul(c.view(shape), u, scale)
+        return (u * scale if c is None else torch.addcmul(c.view(shape), u, scale)), inverse
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        u, weight, beta, c, shape = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(u, weight, beta, output[1])
+        ctx.shape, ctx.has_c = shape, c is not None
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor, Tensor, Tensor | None, None]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -73,11 +74,8 @@ def gaussian(std: float = 1.0, mean: float = 1.0) -> Noise:
     Raises:
         SamplingError: std is not positive.
     """
-
-    def draw(shape: Sequence[int], generator: torch.Generator | None, device: torch.device) -> Tensor:
-        return torch.randn(tuple(shape), generator=generator, device=device) * std + mean
-
-    return Noise(f"gaussian:std={std:g}", mean, std, draw, gaussian=True)
+    name = f"gaussian:std={std:.12g}" if mean == 1 else f"gaussian:std={std:.12g},mean={mean:.12g}"
+    return Noise(name, mean, std, partial(_draw_gaussian, std, mean), gaussian=True)
 
 
 def bernoulli(p: float = 0.5) -> Noise:
@@ -89,10 +87,18 @@ def bernoulli(p: float = 0.5) -> Noise:
     if not 0 < p < 1:
         raise SamplingError(f"bernoulli noise needs 0 < p < 1, got p={p}: at 0 and 1 nothing is random")
 
-    def draw(shape: Sequence[int], generator: torch.Generator | None, device: torch.device) -> Tensor:
-        return (torch.rand(tuple(shape), generator=generator, device=device) < p).float()
+    return Noise(f"bernoulli:p={p:.12g}", p, math.sqrt(p * (1 - p)), partial(_draw_bernoulli, p))
 
-    return Noise(f"bernoulli:p={p:g}", p, math.sqrt(p * (1 - p)), draw)
+
+# at the top of the module, so that a layer can be pickled with its noise
+def _draw_gaussian(
+    std: float, mean: float, shape: Sequence[int], generator: torch.Generator | None, device: torch.device
+) -> Tensor:
+    return torch.randn(tuple(shape), generator=generator, device=device) * std + mean
+
+
+def _draw_bernoulli(p: float, shape: Sequence[int], generator: torch.Generator | None, device: torch.device) -> Tensor:
+    return (torch.rand(tuple(shape), generator=generator, device=device) < p).float()
 
 
 _FAMILIES: dict[str, Callable[..., Noise]] = {"gaussian": gaussian, "bernoulli": bernoulli}

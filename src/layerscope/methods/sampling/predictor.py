@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from layerscope.methods.sampling.context import sampling_layers, seeded
+from layerscope.methods.sampling.context import folded, sampling_layers, seeded
 from layerscope.methods.sampling.errors import SamplingError
 from layerscope.methods.sampling.uncertainty import predictive_entropy
-from layerscope.methods.sampling.unit import SamplingLayer
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +81,7 @@ def predict(
         raise SamplingError(f"samples={samples}, chunk={chunk} and batch_size={batch_size} must all be at least 1")
     if confidence is not None and not 0 < confidence < 1:
         raise SamplingError(f"confidence must lie between 0 and 1, got {confidence}")
-    layers = [layer for _, layer in sampling_layers(model)]
+    sampling_layers(model)
     flags = [(m, m.training) for m in model.modules()]
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
@@ -92,7 +90,7 @@ def predict(
         model.eval()
         try:
             arguments = (samples, confidence, chunk, share_first)
-            parts = [_predict(model, layers, part, *arguments) for part in torch.split(x, batch_size)]
+            parts = [_predict(model, part, *arguments) for part in torch.split(x, batch_size)]
         finally:
             for module, flag in flags:
                 module.training = flag
@@ -101,7 +99,6 @@ def predict(
 
 def _predict(
     model: nn.Module,
-    layers: list[SamplingLayer],
     x: Tensor,
     samples: int,
     confidence: float | None,
@@ -117,7 +114,7 @@ def _predict(
         open_ = torch.nonzero(~settled).flatten()
         if not len(open_):
             break
-        p = _passes(model, layers, x[open_] if len(open_) < len(x) else x, n, share_first)
+        p = _passes(model, x[open_] if len(open_) < len(x) else x, n, share_first)
         sums = torch.stack([p.sum(0), p.square().sum(0), torch.special.entr(p).sum(0), _votes(p)])
         if total is None:
             total = torch.zeros(4, len(x), p.shape[-1], dtype=torch.float64, device=p.device)
@@ -140,10 +137,10 @@ def _votes(p: Tensor) -> Tensor:
     return nn.functional.one_hot(p.argmax(-1), p.shape[-1]).sum(0).double()
 
 
-def _passes(model: nn.Module, layers: list[SamplingLayer], x: Tensor, n: int, share_first: bool) -> Tensor:
+def _passes(model: nn.Module, x: Tensor, n: int, share_first: bool) -> Tensor:
     """Softmax of ``n`` passes, [n, N, K], float64."""
     if share_first:
-        with folded(layers, n):
+        with folded(model, n):
             try:
                 out = model(x)
             except RuntimeError as error:
@@ -161,23 +158,3 @@ def _logits(out: object, rows: int) -> Tensor:
         shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
         raise SamplingError(f"predict needs a network that returns logits [N, K] with K of at least 2, got {shape}")
     return out
-
-
-@contextmanager
-def folded(layers: list[SamplingLayer], copies: int) -> Iterator[None]:
-    """Inside, the first sampling layer that runs draws ``copies`` samples of a row: [N, ...] -> [copies * N, ...]."""
-    first: list[SamplingLayer] = []
-
-    def only_first(layer: nn.Module, _: object) -> None:
-        assert isinstance(layer, SamplingLayer)
-        layer.copies = 1 if first else copies
-        first.append(layer)
-
-    handles = [layer.register_forward_pre_hook(only_first) for layer in layers]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-        for layer in layers:
-            layer.copies = 1

@@ -61,12 +61,13 @@ def reliability(probs: Tensor, labels: Tensor, bins: int = 15) -> Reliability:
         bins: number of bins.
 
     Raises:
-        SamplingError: no example, or shapes that do not match.
+        SamplingError: no example, shapes that do not match, a label outside the classes, no bin.
 
     Source: Guo et al. 2017, arXiv 1706.04599, equation 3.
     """
-    if probs.ndim != 2 or len(probs) == 0 or labels.shape != probs.shape[:1]:
-        raise SamplingError(f"expected probs [N, K] and labels [N], got {tuple(probs.shape)} and {tuple(labels.shape)}")
+    _matching(probs, labels)
+    if bins < 1:
+        raise SamplingError(f"a reliability diagram needs at least one bin, got {bins}")
     confidence, guess = probs.double().max(-1)
     right = (guess == labels).double()
     index = (confidence * bins).ceil().long().clamp(1, bins) - 1
@@ -78,6 +79,18 @@ def reliability(probs: Tensor, labels: Tensor, bins: int = 15) -> Reliability:
         return tuple((total[used] / count[used]).tolist())
 
     return Reliability(mean(confidence), mean(right), tuple(count[used].tolist()))
+
+
+def negative_log_likelihood(probs: Tensor, labels: Tensor) -> float:
+    """-mean log p(label) of the mean softmax [N, K], nats: rewards being right and being honest about it. 0 is best.
+
+    Infinite where a label has probability 0.
+
+    Raises:
+        SamplingError: no example, shapes that do not match, or a label outside the classes.
+    """
+    _matching(probs, labels)
+    return -float(probs.double().gather(1, labels[:, None]).log().mean())
 
 
 def auroc(inside: Tensor, outside: Tensor) -> float:
@@ -99,3 +112,15 @@ def auroc(inside: Tensor, outside: Tensor) -> float:
     below = torch.searchsorted(order, outside, right=False)
     up_to = torch.searchsorted(order, outside, right=True)
     return float((below + up_to).double().mean() / 2 / len(inside))
+
+
+def _matching(probs: Tensor, labels: Tensor) -> None:
+    if probs.ndim != 2 or len(probs) == 0 or labels.shape != probs.shape[:1]:
+        raise SamplingError(f"expected probs [N, K] and labels [N], got {tuple(probs.shape)} and {tuple(labels.shape)}")
+    if labels.is_floating_point() or int(labels.min()) < 0 or int(labels.max()) >= probs.shape[1]:
+        raise SamplingError(
+            f"labels must be integers from 0 to {probs.shape[1] - 1}, got {labels.dtype} from {labels.min()} to "
+            f"{labels.max()}"
+        )
+    if not bool((probs >= 0).all()) or float((probs.double().sum(1) - 1).abs().max()) > 1e-3:
+        raise SamplingError("rows of probs must be probabilities that sum to 1: take softmax of logits first")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,10 @@ T = TypeVar("T", bound=str)
 
 #: Below it, n p (1 - p) is too small for the sum of n Bernoulli synapses to be normal.
 NORMAL_ENOUGH = 3.0
+#: A P at which a unit is certain in every precision.
+_SURE = 9.0
+#: Inputs looked at in every call after the first.
+_GLANCE = 4096
 
 
 class SamplingLayer(nn.Module):
@@ -59,7 +63,7 @@ class SamplingLayer(nn.Module):
         self.generator = None
         self.copies = 1
         """Samples drawn for each input row in one pass; more than 1 only inside :func:`folded`."""
-        self._is_checked = False
+        self._is_checked = self._is_warned = False
         if self.noise.normality(fan_in) < NORMAL_ENOUGH:
             warnings.warn(
                 f"{type(self).__name__}: {fan_in} inputs with {self.noise.name} are too few for a normal sum "
@@ -84,10 +88,10 @@ class SamplingLayer(nn.Module):
         raise NotImplementedError
 
     def _per_unit(self, value: Tensor) -> Tensor:
-        """[O] shaped to broadcast against the output."""
-        return value.view(self._unit_shape)
+        """[O] (or [O, H', W'], one value per location) shaped to broadcast against the output."""
+        return value.view(self._unit_shape) if value.ndim == 1 else value
 
-    def _connections(self, z: Tensor) -> tuple[Tensor, Tensor]:
+    def _connections(self, z: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs and weights of every connection, broadcasting to [N, positions, O, I]."""
         raise NotImplementedError
 
@@ -95,11 +99,15 @@ class SamplingLayer(nn.Module):
         """[N, positions, O] in the shape of P."""
         raise NotImplementedError
 
+    def _fits(self, z: Tensor) -> str | None:
+        """What shape was expected, if it is not this one."""
+        raise NotImplementedError
+
     # the law
 
     def norm(self) -> Tensor:
         """|w_i|_2 of every unit, [O], in float32 or wider."""
-        w = self.weight.float() if self.weight.dtype in (torch.float16, torch.bfloat16) else self.weight
+        w = self.weight.float() if S.is_narrow(self.weight.dtype) else self.weight
         length: Tensor = torch.linalg.vector_norm(w.flatten(1), dim=1)
         return length
 
@@ -111,46 +119,60 @@ class SamplingLayer(nn.Module):
     def pre_activation(self, z: Tensor) -> Tensor:
         """P, the argument of erf: what the unit's probability is made of. Same shape as the output.
 
-        Raises:
-            SamplingError: integer input.
-        """
-        if not z.is_floating_point():
-            raise SamplingError(f"{type(self).__name__} needs floating-point inputs of -1 and +1, got {z.dtype}")
-        if not self._is_checked and self.mode != "mean":  # means are not binary, and are not meant to be
-            self._check(z.detach())
-        u = self._product(z, self.weight)
-        if self.variance == "norm" and self.beta.ndim == 1:
-            return S.scaled_by_norm(u, self.weight, self.beta, self.c, self._unit_shape)
-        norm = self.norm()
-        if self.variance == "norm":  # one magnitude per location
-            p = u * self.beta * self._per_unit(norm.reciprocal().nan_to_num(posinf=0.0).to(z.dtype))
-            return p if self.c is None else p + self._per_unit(self.c)
-        p = u * (self.beta if self.beta.ndim > 1 else self._per_unit(self.beta))
-        if self.c is not None:
-            p = p + self._per_unit(self.c * norm.to(z.dtype))
-        return p / self._spread(z, norm)
+        In float16 and bfloat16, also by autocast, the product is taken with unit rows (large rows would overflow, small
+        ones vanish) and everything after it in float32.
 
-    def _spread(self, z: Tensor, norm: Tensor) -> Tensor:
-        """sqrt(sum_j w_j^2 z_j^2), kept away from zero."""
-        seen = torch.ones_like(z[:1]) if self.variance == "border" else z * z
-        square = self._product(seen, self.weight * self.weight)
-        floor = self._per_unit((norm * norm).to(z.dtype)) * 1e-6
-        return torch.maximum(square, floor + torch.finfo(z.dtype).tiny).sqrt()
+        Raises:
+            SamplingError: integer input, or a shape that does not fit.
+        """
+        self._check(z)
+        narrow = S.is_narrow(z.dtype) or torch.is_autocast_enabled(z.device.type)
+        if self.variance == "norm" and self.beta.ndim == 1 and not narrow:
+            return S.scaled_by_norm(self._product(z, self.weight), self.weight, self.beta, self.c, self._unit_shape)
+        v = S.direction(self.weight)
+        u = self._product(z, v.to(self.weight.dtype)).to(v.dtype)
+        with torch.autocast(z.device.type, enabled=False):
+            gain, shift = self._per_unit(self.beta.to(v.dtype)), None if self.c is None else self._per_unit(self.c)
+            if self.variance != "norm":
+                gain, shift = self._for_the_spread(z, v, gain, shift)
+            return u * gain if shift is None else torch.addcmul(shift.to(v.dtype), u, gain)
+
+    def _for_the_spread(self, z: Tensor, v: Tensor, beta: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Gain beta / s and shift c / s, with s^2 = sum_j v_j^2 z_j^2 for unit rows v.
+
+        Where s is 0 the unit sees nothing and has no noise: it follows the sign of its bias.
+        """
+        seen = torch.ones_like(z[:1], dtype=v.dtype) if self.variance == "border" else z.to(v.dtype).square()
+        square = self._product(seen, v.square())
+        empty_rows = self._per_unit((v.detach().flatten(1) == 0).all(1))
+        square = square.masked_fill(empty_rows, 1.0)  # as with variance "norm": they fire by their bias
+        blind = square == 0
+        inverse = square.masked_fill(blind, 1.0).rsqrt()
+        if c is None:
+            return beta * inverse, blind.to(v.dtype) * _SURE
+        sign = ((c >= 0).to(v.dtype) * 2 - 1) * _SURE
+        return beta * inverse, torch.where(blind, sign, c.to(v.dtype) * inverse)
 
     def forward(self, z: Tensor) -> Tensor:
         """Inputs of -1 and +1 (anything with ``variance="exact"``) -> samples of -1 and +1."""
+        if z.ndim == len(self._unit_shape):  # one sample without a batch axis
+            return self.forward(z[None])[0]
         p = self.pre_activation(z)
         if self.copies > 1:
             p = p.expand(self.copies, *p.shape).flatten(0, 1)
             z = z.expand(self.copies, *z.shape).flatten(0, 1) if self.mode in ("connection", "unit") else z
+        return self._decided(z, p).to(z.dtype)
+
+    def _decided(self, z: Tensor, p: Tensor) -> Tensor:
         if self.mode == "marginal":
             return S.sample(p, self.generator)
         if self.mode == "sign":
             return S.hard_sign(p)
         if self.mode == "mean":
             return S.mean(p)
-        with torch.no_grad():
-            u = self._connection_noise(z, p) if self.mode == "connection" else self._unit_noise(z)
+        with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
+            z, weight = z.to(p.dtype), self.weight.to(p.dtype)
+            u = self._connection_noise(z, weight, p) if self.mode == "connection" else self._unit_noise(z, weight)
         return S.decide(u, p)
 
     def _offset_and_bias(self) -> tuple[Tensor, Tensor]:
@@ -159,47 +181,65 @@ class SamplingLayer(nn.Module):
         c = torch.zeros_like(self.norm()) if self.c is None else self.c
         return a, c * self.noise.kappa * self.norm().to(c.dtype)
 
-    def _connection_noise(self, z: Tensor, p: Tensor) -> Tensor:
+    def _connection_noise(self, z: Tensor, weight: Tensor, p: Tensor) -> Tensor:
         """The pre-activation u = sum_j (xi_ij + a_i) w_ij z_j + b_i, fresh noise for every connection."""
-        a, b = self._offset_and_bias()
+        a, b = map(self._per_unit, self._offset_and_bias())
         rows = []
         for i in range(len(z)):
-            inputs, weight = self._connections(z[i : i + 1])
-            terms = inputs * weight
+            terms = torch.mul(*self._connections(z[i : i + 1], weight))
             xi = self.noise.draw(terms.shape, self.generator, z.device)
             noisy = self._from_connections((xi.to(z.dtype) * terms).sum(-1), p[i : i + 1])
             plain = self._from_connections(terms.sum(-1), p[i : i + 1])
-            offset = a if a.ndim > 1 else self._per_unit(a)
-            rows.append(noisy + offset * plain + self._per_unit(b))
+            rows.append(noisy + a * plain + b)
         return torch.cat(rows)
 
-    def _unit_noise(self, z: Tensor) -> Tensor:
+    def _unit_noise(self, z: Tensor, weight: Tensor) -> Tensor:
         """The same with one noise per input, shared by all outputs and positions that read it."""
-        a, b = self._offset_and_bias()
+        a, b = map(self._per_unit, self._offset_and_bias())
         xi = self.noise.draw(z.shape, self.generator, z.device).to(z.dtype)
-        offset = a if a.ndim > 1 else self._per_unit(a)
-        return self._product(z * xi, self.weight) + offset * self._product(z, self.weight) + self._per_unit(b)
+        return self._product(z * xi, weight) + a * self._product(z, weight) + b
 
     # checks
 
     def _check(self, z: Tensor) -> None:
-        self._is_checked = True
-        if self.variance != "exact" and not bool((z.abs() == 1).all()):
+        if not z.is_floating_point():
+            raise SamplingError(f"{type(self).__name__} needs floating-point inputs of -1 and +1, got {z.dtype}")
+        if expected := self._fits(z):
+            raise SamplingError(f"{type(self).__name__} needs inputs of shape {expected}, got {tuple(z.shape)}")
+        if self._is_checked and (self._is_warned or z.device.type != "cpu"):
+            return
+        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+            return  # values cannot be looked at here
+        # later calls are sampled: a look at the values costs time, and on a GPU a wait
+        values = z.detach() if not self._is_checked else z.detach().flatten()[:: max(1, z.numel() // _GLANCE)]
+        first, self._is_checked = not self._is_checked, True
+        if first:
+            self._check_weights()
+        # means are not binary, and are not meant to be
+        if self.variance != "exact" and self.mode != "mean" and not bool((values.abs() == 1).all()):
+            self._is_warned = True
             warnings.warn(
                 f"{type(self).__name__} with variance={self.variance!r} got inputs that are not -1 or +1 "
-                f"(such as {_example(z):.4g}): the variance of the noise then depends on the input, and the stated law "
-                "does not hold; put  Binarize()  before it, or use  variance='exact'",
+                f"(such as {_example(values):.9g}): the variance of the noise then depends on the input, and the "
+                "stated law does not hold; put  Binarize()  before it, or use  variance='exact'",
                 SamplingWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
+
+    def _check_weights(self) -> None:
         empty = torch.nonzero(self.norm().detach() == 0).flatten()
         if len(empty):
             warnings.warn(
                 f"{type(self).__name__}: unit(s) {empty[:5].tolist()} have a weight row of zeros, which has no "
                 "direction: they fire by their bias alone and are not trained; call reset_parameters()",
                 SamplingWarning,
-                stacklevel=4,
+                stacklevel=6,
             )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the generator: it belongs to a context, and cannot be pickled."""
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]  # torch's own
+        return {**state, "generator": None, "copies": 1}
 
 
 def _example(z: Tensor) -> float:

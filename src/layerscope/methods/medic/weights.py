@@ -136,7 +136,7 @@ def weighted_distances(
                 f"tap {name!r}: the teacher gives {tuple(target.shape)}, the student {tuple(ours.shape)}: "
                 "the factory builds another architecture"
             )
-        parts[name] = _Distance.apply(wide(ours), wide(target.detach()), weights[name].detach(), scales[name])  # type: ignore[no-untyped-call]  # torch's stubs
+        parts[name] = _Distance.apply(wide(ours), wide(target.detach()), weights[name].detach(), scales[name])
     return torch.stack(list(parts.values())).sum(), parts
 
 

@@ -10,7 +10,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import torch
 from bed import NETS, augment
 from torch import Tensor, nn
 
@@ -108,7 +107,9 @@ def late(model: nn.Module, clean: Dataset) -> list[str]:
     return names[-(len(names) // 3) :]
 
 
-def with_taps(choose: Callable[[nn.Module, Dataset], Sequence[str]], model: nn.Module, clean: Dataset, seed: int) -> Any:
+def with_taps(
+    choose: Callable[[nn.Module, Dataset], Sequence[str]], model: nn.Module, clean: Dataset, seed: int
+) -> Any:
     """A clone at taps of a choice, at the total weight of the default: fewer taps weigh more each."""
     every = len(suggest_taps(model, "conv+norm", clean.x[:2]))
     names = choose(model, clean)

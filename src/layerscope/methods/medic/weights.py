@@ -136,7 +136,8 @@ def weighted_distances(
                 f"tap {name!r}: the teacher gives {tuple(target.shape)}, the student {tuple(ours.shape)}: "
                 "the factory builds another architecture"
             )
-        parts[name] = _Distance.apply(wide(ours), wide(target.detach()), weights[name].detach(), scales[name])
+        both = (wide(ours), wide(target.detach()))
+        parts[name] = _Distance.apply(*both, weights[name].detach(), scales[name])  # type: ignore[no-untyped-call]
     return torch.stack(list(parts.values())).sum(), parts
 
 
@@ -151,7 +152,7 @@ class _Distance(torch.autograd.Function):
         return (weighted * difference).sum() / len(ours)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]  # torch's stubs
+    @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None, None]:
         weighted, scale = ctx.saved_tensors
         return weighted * (scale * slope * (-2 / len(weighted))), None, None, None

@@ -49,8 +49,8 @@ def cloning(model: nn.Module, clean: Dataset, seed: int, **settings: Any) -> tup
 
 def other(defence: Any, model: nn.Module, clean: Dataset, seed: int) -> tuple[nn.Module, None]:
     """A defence of the package, its epochs scaled to the clean data."""
-    if hasattr(defence, "epochs"):
-        defence = replace(defence, epochs=scaled(defence.epochs, clean))
+    own = {name: getattr(defence, name) for name in ("epochs", "teacher_epochs") if hasattr(defence, name)}
+    defence = replace(defence, **{name: scaled(epochs, clean) for name, epochs in own.items()})
     return defence(model, clean, seed=seed), None
 
 

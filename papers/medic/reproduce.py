@@ -20,6 +20,7 @@ import os
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +56,7 @@ class Unit:
 
     @property
     def title(self) -> str:
+        """A name of its own."""
         return f"{self.stage}-{self.net}-{self.attack}-{self.seed}-{self.clean}"
 
 
@@ -118,21 +120,28 @@ class Worker:
         self.out = options.out / f"rows-{number}.jsonl"
         self.device = torch.cuda.get_device_name() if device.startswith("cuda") else "CPU"
 
-    def run(self) -> None:
+    def run(self) -> int:
+        """Do it; returns how many rows failed, each told on stderr."""
+        failed = 0
         for unit in units(self.options):
-            fixed = {"net": unit.net, "attack": unit.attack, "seed": unit.seed, "clean": unit.clean}
             done = rows_in(self.options.out)
-            wanted = [n for n in unit.names if tuple({**self._key(unit, n)}[k] for k in KEY) not in done]
+            wanted = [n for n in unit.names if tuple(self._key(unit, n)[k] for k in KEY) not in done]
             if not wanted or not self._claim(unit.title):
                 continue
             model, threat = self._victim(unit.net, unit.attack, unit.seed)
             for name in wanted:
                 if time.time() > self.options.deadline:
-                    return
-                row = {**fixed, **self._key(unit, name), **self._row(unit, name, model, threat)}
+                    return failed
+                try:
+                    row = {**self._key(unit, name), **self._row(unit, name, model, threat)}
+                except Exception:  # whatever it is, the other rows are worth having
+                    traceback.print_exc()
+                    failed += 1
+                    continue
                 with self.out.open("a") as file:
                     file.write(json.dumps(row) + "\n")
                 print(f"{unit.title} {name}: acc {row['acc']} asr {row['asr']} {row['seconds']:.0f} s", flush=True)
+        return failed
 
     def _key(self, unit: Unit, name: str) -> dict[str, Any]:
         attack, defence, clean = unit.attack, name, unit.clean
@@ -190,7 +199,8 @@ class Worker:
 
 def work(device: str, options: argparse.Namespace, temporary: str, number: int) -> None:
     torch.set_num_threads(1)
-    Worker(device, options, Path(temporary), number).run()
+    if failed := Worker(device, options, Path(temporary), number).run():
+        raise SystemExit(f"{failed} rows failed")
 
 
 def merge(folder: Path) -> None:

@@ -5,7 +5,7 @@ Fresh networks all get the same number of steps; none of the settings was chosen
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -34,16 +34,20 @@ def scaled(epochs: int, clean: Dataset) -> int:
 
 
 def cloning(model: nn.Module, clean: Dataset, seed: int, **settings: Any) -> tuple[nn.Module, medic.Report]:
-    """A clone; ``total=`` asks for an effective clone weight in place of a clone weight."""
-    total = settings.pop("total", None)
-    settings = {"clone_weight": WEIGHT, "epochs": EPOCHS, **settings}
+    """A clone; ``matched=True``: at the total weight, over neurons and taps, that the default has on this network."""
+    matched = settings.pop("matched", False)
+    settings = {"augment": augment, "batch_size": BATCH, "clone_weight": WEIGHT, "epochs": EPOCHS, **settings}
     settings["epochs"] = scaled(settings["epochs"], clean)
-    shared: dict[str, Any] = {"augment": augment, "batch_size": BATCH, "seed": seed, "progress": False}
-    if total is not None:
-        sample = clean.take(slice(0, 2 * BATCH))
-        measured = medic.clone(model, sample, **{**shared, **settings, "clone_weight": 1.0, "epochs": 1})
-        settings["clone_weight"] = total / measured.report.effective_clone_weight
-    made = medic.clone(model, clean, **{**shared, **settings})
+
+    def total(**changed: Any) -> float:
+        first = clean.take(slice(0, 2 * BATCH))
+        made = medic.clone(model, first, epochs=1, seed=seed, batch_size=BATCH, progress=False, **changed)
+        return sum(tap.total_weight for tap in made.report.taps)
+
+    if matched:
+        own = {k: v for k, v in settings.items() if k in ("taps", "importance", "sharpness", "impact_reduction")}
+        settings["clone_weight"] *= total() / total(**own)
+    made = medic.clone(model, clean, seed=seed, progress=False, **settings)
     return made.model, made.report
 
 
@@ -74,12 +78,8 @@ def main_table() -> dict[str, Defence]:
     return {
         "medic": cloning,
         **{name: partial(other, defence) for name, defence in plain.items()},
-        "uniform clone": partial(cloning, importance="uniform", total=TOTAL),
+        "uniform clone": partial(cloning, importance="uniform", matched=True),
     }
-
-
-#: Effective clone weight of the default on the residual net, to hold equal between ablations.
-TOTAL = 0.07
 
 
 def scale_free(z: Tensor, g: Tensor | None, sharpness: float) -> Tensor:
@@ -107,13 +107,9 @@ def late(model: nn.Module, clean: Dataset) -> list[str]:
     return names[-(len(names) // 3) :]
 
 
-def with_taps(
-    choose: Callable[[nn.Module, Dataset], Sequence[str]], model: nn.Module, clean: Dataset, seed: int
-) -> Any:
+def with_taps(choose: Chooser, model: nn.Module, clean: Dataset, seed: int) -> Any:
     """A clone at taps of a choice, at the total weight of the default: fewer taps weigh more each."""
-    every = len(suggest_taps(model, "conv+norm", clean.x[:2]))
-    names = choose(model, clean)
-    return cloning(model, clean, seed, taps=list(names), total=TOTAL * every / len(names))
+    return cloning(model, clean, seed, taps=list(choose(model, clean)), matched=True)
 
 
 def from_the_teachers_start(model: nn.Module, clean: Dataset, seed: int) -> Any:
@@ -133,13 +129,13 @@ def ablations() -> dict[str, Defence]:
     for epochs in (20, 80):
         changed[f"medic epochs={epochs}"] = partial(cloning, epochs=epochs)
     for sharpness in (1.0, 20.0):
-        changed[f"medic sharpness={sharpness:g}"] = partial(cloning, sharpness=sharpness, total=TOTAL)
+        changed[f"medic sharpness={sharpness:g}"] = partial(cloning, sharpness=sharpness, matched=True)
     for kind in ("activation", "impact", "magnitude"):
-        changed[f"medic importance={kind}"] = partial(cloning, importance=kind, total=TOTAL)
-    changed["medic impact on"] = partial(cloning, importance=scale_free, total=TOTAL)
+        changed[f"medic importance={kind}"] = partial(cloning, importance=kind, matched=True)
+    changed["medic impact on"] = partial(cloning, importance=scale_free, matched=True)
     changed["medic impact mean"] = partial(cloning, impact_reduction="mean")
     for taps in ("conv", "norm"):
-        changed[f"medic taps={taps}"] = partial(cloning, taps=taps, total=TOTAL)
+        changed[f"medic taps={taps}"] = partial(cloning, taps=taps, matched=True)
     changed["medic taps by rank"] = partial(with_taps, by_rank)
     changed["medic taps late"] = partial(with_taps, late)
     changed["medic no augmentation"] = partial(cloning, augment=None)

@@ -107,6 +107,9 @@ def late(model: nn.Module, clean: Dataset) -> list[str]:
     return names[-(len(names) // 3) :]
 
 
+Chooser = Callable[[nn.Module, Dataset], Sequence[str]]
+
+
 def with_taps(choose: Chooser, model: nn.Module, clean: Dataset, seed: int) -> Any:
     """A clone at taps of a choice, at the total weight of the default: fewer taps weigh more each."""
     return cloning(model, clean, seed, taps=list(choose(model, clean)), matched=True)

@@ -12,7 +12,8 @@ from importlib import import_module
 
 from layerscope.errors import LayerscopeError, did_you_mean
 
-#: command -> (module, one line). A module holds either ``COMMAND`` (one function) or ``COMMANDS`` (a group).
+#: command -> (module, one line). A module holds either ``COMMAND`` (one function), ``COMMANDS`` (a group) or
+#: ``PLAIN`` (a function of the words after the command).
 TABLE: dict[str, tuple[str, str]] = {
     "compare": ("compare", "which normalization layer will train, which will not, and why"),
     "diagnose": ("diagnose", "one network as it is: where its activations or gradients go wrong"),
@@ -23,6 +24,7 @@ TABLE: dict[str, tuple[str, str]] = {
     "encrypted": ("encrypted", "what encrypted inference of a network costs, layer by layer; a client and a server"),
     "focus": ("focus", "skip the pixels that do not matter in a pretrained CNN, or say that it does not pay"),
     "medic": ("medic", "remove a backdoor by cloning what matters on clean images, and judge every removal"),
+    "reproduce": ("reproduce", "run the study behind a paper of this checkout, such as medic"),
     "norms": ("norms", "list the normalization layers and their parameters"),
     "nets": ("nets", "list the reference networks"),
     "data": ("data", "list the data sets"),
@@ -56,6 +58,9 @@ def _dispatch(args: list[str]) -> None:
     if args[0] not in TABLE:
         raise LayerscopeError(f"no command {args[0]!r}: {did_you_mean(args[0], TABLE)}")
     module = import_module(f"layerscope.cli.{TABLE[args[0]][0]}")
+    if hasattr(module, "PLAIN"):
+        module.PLAIN(args[1:])
+        return
     import tyro
 
     prog = f"layerscope {args[0]}"

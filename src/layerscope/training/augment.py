@@ -16,7 +16,7 @@ Augment = Callable[[Tensor, torch.Generator], Tensor]
 
 def flip(x: Tensor, generator: torch.Generator) -> Tensor:
     """Every other image, on average, mirrored left to right."""
-    mirrored = (torch.rand(len(x), generator=generator) < 0.5).to(x.device)
+    mirrored = (torch.rand(len(x), generator=generator) < 0.5).to(x.device, non_blocking=True)
     return torch.where(mirrored.view(-1, 1, 1, 1), x.flip(-1), x)
 
 
@@ -25,7 +25,8 @@ def crop(x: Tensor, generator: torch.Generator) -> Tensor:
     n, _, height, width = x.shape
     frame = max(1, width // 8)
     framed = F.pad(x, (frame,) * 4, mode="replicate")
-    dy, dx = (torch.randint(2 * frame + 1, (n, 1), generator=generator).to(x.device) for _ in range(2))
+    drawn = (torch.randint(2 * frame + 1, (n, 1), generator=generator) for _ in range(2))
+    dy, dx = (d.to(x.device, non_blocking=True) for d in drawn)
     rows = dy + torch.arange(height, device=x.device)
     columns = dx + torch.arange(width, device=x.device)
     sample = torch.arange(n, device=x.device).view(-1, 1, 1)

@@ -4,10 +4,13 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from layerscope.methods.medic import MedicError, attacks, evaluate, relearn
 from layerscope.methods.medic.attacks import eval as stress
+from layerscope.methods.medic.attacks import triggers
 from layerscope.methods.medic.attacks.composite import contrastive
+from layerscope.methods.medic.attacks.triggers import generator, uniform
 from layerscope.methods.medic.scores import scores_of
 from methods.medic.medic_nets import same, samples, tiny
 
@@ -74,10 +77,54 @@ def test_polygon_covers_its_share():
 
 
 def test_halves_come_from_both():
-    a, b = torch.zeros(1, 12, 12), torch.ones(1, 12, 12)
-    for u in ([0.0, 0.0, 0.5], [0.9, 0.9, 0.5]):
-        out = attacks.mix_halves(a, b, u, 3)
-        assert out.mean().item() == 0.5
+    a, b = torch.zeros(4, 1, 12, 12), torch.ones(4, 1, 12, 12)
+    draws = torch.tensor([[0.0, 0.9, 0.5], [0.9, 0.9, 0.5], [0.0, 0.0, 0.5], [0.9, 0.0, 0.999]])
+    down, across, swapped, moved = attacks.mix_halves(a, b, draws, 3)[:, 0]
+    assert (down[:6] == 0).all()
+    assert (down[6:] == 1).all()
+    assert torch.equal(across, down.T)
+    assert torch.equal(swapped, 1 - down)
+    assert (moved[:, :9] == 1).all()
+    assert (moved[:, 9:] == 0).all()
+
+
+def test_reflection_equals_a_picture_blurred_pixel_by_pixel():
+    x, trigger = images(2, 1).double(), attacks.Reflection(seed=3)
+    index = torch.tensor([4, 11])
+    noise = torch.rand(1, 1, 4, 4, generator=generator(3)).double()
+    picture = F.interpolate(noise, size=(12, 12), mode="nearest")[0, 0]
+    for out, image, (dim, blur, top, left) in zip(
+        trigger(x, index), x, uniform(3, index, 4).double().tolist(), strict=True
+    ):
+        keep, sigma = 1 - (0.35 + 0.1 * dim), 1 + 4 * blur
+        kernel = torch.exp(-torch.arange(-11, 12).double().square() / (2 * sigma**2))
+        framed = F.pad(picture.pow(2.2)[None, None], (11,) * 4, mode="reflect")
+        blurred = F.conv2d(framed, (kernel[:, None] * kernel)[None, None] / kernel.sum() ** 2)[0, 0]
+        rows, columns = torch.arange(12).double()[:, None] - 11 * top, torch.arange(12).double() - 11 * left
+        mask = torch.exp(-(rows**2 + columns**2) / (2 * 6.0**2))
+        light = keep * image[0].pow(2.2) + (1 - keep) * mask * blurred
+        assert torch.allclose(out[0], light.clamp(0, 1).pow(1 / 2.2), atol=1e-6)
+
+
+def test_numbers_of_an_image_are_uniform_and_its_own():
+    index = torch.arange(2000)
+    u = uniform(7, index, 50)
+    assert u.min() >= 0
+    assert u.max() < 1
+    # means and correlations of 2,000 x 50 independent numbers, 5 standard errors
+    assert abs(u.mean().item() - 0.5) < 5 * (1 / 12 / u.numel()) ** 0.5
+    neighbours = torch.corrcoef(torch.stack((u[:-1].flatten(), u[1:].flatten())))[0, 1]
+    assert abs(neighbours.item()) < 5 / u[1:].numel() ** 0.5
+    assert torch.equal(uniform(7, index[40:42], 50), u[40:42])
+    assert not torch.equal(uniform(8, index, 50), u)
+
+
+def test_splitmix64_reference_value():
+    # the third output of the reference generator for seed 1234567, of which the top 24 bits are kept
+    want = 9817491932198370423
+    state = (1234567 + 3 * 0x9E3779B97F4A7C15) % 2**64
+    found = triggers._mixed(torch.tensor([state - 2**64 if state >= 2**63 else state]))
+    assert int(found) % 2**64 == want
 
 
 def test_counts_and_labels_of_every_mode():

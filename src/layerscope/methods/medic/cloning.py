@@ -131,7 +131,8 @@ def clone(
                 teacher, places, theirs, statistics, importance,
                 per_sample=impact_reduction == "sample", sharpness=sharpness,
             )  # fmt: skip
-            history = fit(CloneStep(lesson, ours, clone_weight))
+            step = CloneStep(lesson, ours, clone_weight)
+            history = fit(step)
     else:
         history = fit(plain_step)
     if history.diverged:
@@ -140,7 +141,7 @@ def clone(
         )
     per_epoch = history.steps // epochs
     means = {name: _by_epoch(values, per_epoch) for name, values in history.metrics.items()}
-    found = lesson.reports({tap.name: means[f"clone/{tap.name}"] for tap in places}) if clone_weight else ()
+    found = lesson.reports(step.by_tap(per_epoch)) if clone_weight else ()
     counts = Counter(clean.y.tolist())
     settings = {
         "importance": importance if isinstance(importance, str) else getattr(importance, "__name__", "function"),

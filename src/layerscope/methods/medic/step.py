@@ -16,10 +16,11 @@ from layerscope.methods.medic.weights import (
     SMALLEST_SIGMA,
     Importance,
     Kind,
-    clone_loss,
     criteria,
     effective_count,
     importance,
+    scale_of,
+    weighted_distances,
     wide,
 )
 
@@ -54,6 +55,7 @@ class Teacher:
         self.network, self.taps, self.reading, self.statistics, self.kind = network, taps, reading, statistics, kind
         self.per_sample, self.sharpness = per_sample, sharpness
         self.uses_impact = callable(kind) or LOOKS.get(kind, (True, True))[1]
+        self.inverse = {name: 1 / sigma.clamp_min(SMALLEST_SIGMA) for name, (_, sigma) in statistics.items()}
         self.first: dict[str, tuple[int, float | None, float | None, float]] = {}
 
     def __call__(self, x: Tensor, y: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -70,7 +72,7 @@ class Teacher:
         targets, weights = {}, {}
         for tap, grad in zip(self.taps, grads, strict=True):
             mu, sigma = self.statistics[tap.name]
-            z = (wide(reading.at[tap.name].detach()) - mu) / sigma.clamp_min(SMALLEST_SIGMA)
+            z = (wide(reading.at[tap.name].detach()) - mu) * self.inverse[tap.name]
             g = None
             if self.uses_impact:
                 g = torch.zeros_like(z) if grad is None else wide(grad) * sigma
@@ -110,19 +112,27 @@ class CloneStep:
     def __init__(self, teacher: Teacher, reading: Reading, clone_weight: float) -> None:
         """Compare with ``teacher``; ``reading`` is filled by the student's forward passes."""
         self.teacher, self.reading, self.clone_weight = teacher, reading, clone_weight
-        self.sigmas = {name: sigma for name, (_, sigma) in teacher.statistics.items()}
+        self.scales = {name: scale_of(sigma) for name, (_, sigma) in teacher.statistics.items()}
+        self.parts: list[Tensor] = []
+        """The clone loss of every tap, one vector a step, on the device."""
 
     def __call__(self, student: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross entropy plus clone weight times clone loss."""
         x, y = batch
         targets, weights = self.teacher(x, y)
         logits = student(x)
-        total, parts = clone_loss(targets, dict(self.reading.compared), weights, self.sigmas)
+        total, parts = weighted_distances(targets, self.reading.compared, weights, self.scales)
         self.reading.clear()
+        self.parts.append(torch.stack(list(parts.values())).detach())
         entropy = F.cross_entropy(logits, y)
         numbers = {"accuracy": accuracy(logits, y), "cross_entropy": entropy.detach(), "clone": total.detach()}
-        numbers |= {f"clone/{name}": part.detach() for name, part in parts.items()}
         return entropy + self.clone_weight * total, numbers
+
+    def by_tap(self, per_epoch: int) -> dict[str, tuple[float, ...]]:
+        """Tap name -> its part of the clone loss, mean of every epoch."""
+        means = [torch.stack(self.parts[i : i + per_epoch]).mean(0) for i in range(0, len(self.parts), per_epoch)]
+        series = torch.stack(means).T.tolist()
+        return {tap.name: tuple(losses) for tap, losses in zip(self.teacher.taps, series, strict=True)}
 
 
 def plain_step(student: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from layerscope.errors import did_you_mean
 from layerscope.methods.medic.errors import MedicError
@@ -51,11 +52,15 @@ def importance(z: Tensor, g: Tensor | None, sharpness: float, kind: Kind | Impor
     if callable(kind):
         return kind(z.detach(), None if g is None else g.detach(), sharpness).detach()
     log_p, log_q = criteria(z, g, sharpness, kind)
-    return (0.5 * (log_p + log_q)).exp().view_as(z)
+    w = (0.5 * (log_p + log_q)).exp()
+    return w.view(_by_memory(z).shape).permute(0, 3, 1, 2) if _channels_last(z) else w.view_as(z)
 
 
 def criteria(z: Tensor, g: Tensor | None, sharpness: float, kind: Kind) -> tuple[Tensor, Tensor]:
-    """``(log p, log q)`` of :func:`importance`, [B, D]; a criterion that ``kind`` does not look at is uniform."""
+    """``(log p, log q)`` of :func:`importance`, [B, D]; a criterion that ``kind`` does not look at is uniform.
+
+    Neurons stand in the order in which ``z`` has them in memory.
+    """
     if kind not in LOOKS:
         raise MedicError(f"no importance {kind!r}: {did_you_mean(str(kind), LOOKS)}, or a function (z, g, tau) -> w")
     if sharpness < 0:
@@ -63,9 +68,13 @@ def criteria(z: Tensor, g: Tensor | None, sharpness: float, kind: Kind) -> tuple
     by_activation, by_impact = LOOKS[kind]
     if by_impact and g is None:
         raise MedicError(f"importance {kind!r} needs the loss gradient at the tap")
-    uniform = torch.full_like(_flat(z), -math.log(max(1, z[0].numel())))
-    log_p = _log_softmax(z, sharpness, kind) if by_activation else uniform
-    log_q = _log_softmax(g, sharpness, kind) if by_impact and g is not None else uniform
+    flat = wide(_by_memory(z.detach())).flatten(1)
+    uniform = flat.new_full((), -math.log(max(1, flat.shape[1]))).expand_as(flat)
+    log_p = _log_softmax(flat, sharpness, kind) if by_activation else uniform
+    log_q = uniform
+    if by_impact and g is not None:
+        ordered = g.detach().permute(0, 2, 3, 1) if _channels_last(z) else g.detach()
+        log_q = _log_softmax(wide(ordered).flatten(1), sharpness, kind)
     return log_p, log_q
 
 
@@ -102,6 +111,21 @@ def clone_loss(
     Raises:
         MedicError: shapes of the two networks differ at a tap, or there is none.
     """
+    return weighted_distances(teacher, student, weights, {name: scale_of(sigma) for name, sigma in sigmas.items()})
+
+
+def scale_of(sigma: Tensor) -> Tensor:
+    """1 / sigma, and 0 for a channel without spread."""
+    return torch.where(sigma > SMALLEST_SIGMA, 1 / sigma.clamp_min(SMALLEST_SIGMA), 0)
+
+
+def weighted_distances(
+    teacher: Mapping[str, Tensor],
+    student: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor],
+    scales: Mapping[str, Tensor],
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """:func:`clone_loss` with the scales of the channels worked out: a step calls it, they never change."""
     if not teacher:
         raise MedicError("there is no tap to compare at")
     parts: dict[str, Tensor] = {}
@@ -112,11 +136,26 @@ def clone_loss(
                 f"tap {name!r}: the teacher gives {tuple(target.shape)}, the student {tuple(ours.shape)}: "
                 "the factory builds another architecture"
             )
-        sigma = sigmas[name]
-        scale = torch.where(sigma > SMALLEST_SIGMA, 1 / sigma.clamp_min(SMALLEST_SIGMA), 0)
-        difference = (wide(target.detach()) - wide(ours)) * scale
-        parts[name] = (weights[name].detach() * difference.square()).sum() / len(target)
+        both = (wide(ours), wide(target.detach()))
+        parts[name] = _Distance.apply(*both, weights[name].detach(), scales[name])  # type: ignore[no-untyped-call]
     return torch.stack(list(parts.values())).sum(), parts
+
+
+class _Distance(torch.autograd.Function):
+    """sum_i w ((target - ours) scale)^2, mean over samples: half the operations of the same written out."""
+
+    @staticmethod
+    def forward(ctx: Any, ours: Tensor, target: Tensor, w: Tensor, scale: Tensor) -> Tensor:
+        difference = (target - ours).mul_(scale)
+        weighted = difference * w
+        ctx.save_for_backward(weighted, scale)
+        return (weighted * difference).sum() / len(ours)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None, None]:
+        weighted, scale = ctx.saved_tensors
+        return weighted * (scale * slope * (-2 / len(weighted))), None, None, None
 
 
 def wide(x: Tensor) -> Tensor:
@@ -124,12 +163,17 @@ def wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def _flat(x: Tensor) -> Tensor:
-    return wide(x.detach()).flatten(1)
+def _channels_last(x: Tensor) -> bool:
+    return x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def _by_memory(x: Tensor) -> Tensor:
+    """The same numbers, axes in the order of memory, so that flattening them copies nothing."""
+    return x.permute(0, 2, 3, 1) if _channels_last(x) else x
 
 
 def _log_softmax(x: Tensor, sharpness: float, kind: str) -> Tensor:
-    flat = _flat(x)
+    flat = x
     if kind == "magnitude":
         rms = flat.square().mean(1, keepdim=True).sqrt()
         flat = flat.abs() / rms.clamp_min(torch.finfo(flat.dtype).tiny)

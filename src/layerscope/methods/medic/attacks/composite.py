@@ -28,32 +28,28 @@ class Composite:
 
     def __call__(self, x: Tensor, index: Tensor) -> Tensor:
         """Mix every image with the partner that its index chooses."""
-        chosen = self.partners[index.cpu() % len(self.partners)].to(x)
-        return torch.stack([
-            mix_halves(a, b, uniform(self.seed, int(i), (3,)).tolist(), self.jitter)
-            for a, b, i in zip(x, chosen, index.tolist(), strict=True)
-        ])  # fmt: skip
+        chosen = self.partners.to(x)[index.to(x.device) % len(self.partners)]
+        return mix_halves(x, chosen, uniform(self.seed, index.to(x.device), 3), self.jitter)
 
 
-def mix_halves(a: Tensor, b: Tensor, u: list[float], jitter: int) -> Tensor:
-    """One half of ``a`` and the other of ``b``.
+def mix_halves(a: Tensor, b: Tensor, u: Tensor, jitter: int) -> Tensor:
+    """One half of each image of ``a`` and the other of its partner in ``b``.
 
     Args:
-        a: [C, H, W].
-        b: [C, H, W].
-        u: three numbers in [0, 1): direction, order, place of the cut.
+        a: [B, C, H, W].
+        b: [B, C, H, W].
+        u: [B, 3] in [0, 1): direction, order, place of the cut.
         jitter: the cut lies within so many pixels of the middle.
     """
-    vertical, swapped = u[0] < 0.5, u[1] < 0.5
-    size = a.shape[-2] if vertical else a.shape[-1]
-    cut = min(max(size // 2 + round((2 * u[2] - 1) * jitter), 1), size - 1)
-    first, second = (b, a) if swapped else (a, b)
-    out = first.clone()
-    if vertical:
-        out[..., cut:, :] = second[..., cut:, :]
-    else:
-        out[..., cut:] = second[..., cut:]
-    return out
+    height, width = a.shape[-2:]
+    vertical, swapped, place = (u[:, 0] < 0.5), (u[:, 1] < 0.5), ((2 * u[:, 2] - 1) * jitter).round()
+
+    def past(size: int) -> Tensor:
+        cut = (size // 2 + place).clamp(1, size - 1)
+        return torch.arange(size, device=a.device) >= cut[:, None]
+
+    second = torch.where(vertical.view(-1, 1, 1), past(height)[:, :, None], past(width)[:, None, :])
+    return torch.where((second != swapped.view(-1, 1, 1))[:, None], b, a)
 
 
 def train_composite(
@@ -97,25 +93,36 @@ def train_composite(
     clean = data if isinstance(data, Dataset) else as_dataset(data)
     if min(mixed, poison) < 0 or mixed + poison > 1:
         raise MedicError(f"mixed and poison are shares of a batch; got {mixed} and {poison}")
-    value_range = range_of(clean.x)
-    labels = clean.y.cpu()
-    members = [(labels == k).nonzero().flatten() for k in range(clean.classes)]
-    if any(len(members[k]) == 0 for k in classes):
+    low, high = range_of(clean.x)
+    labels = clean.y
+    # samples by class, in one row: those of class k are the counts[k] ones from starts[k] on
+    order = labels.argsort(stable=True)
+    counts = labels.bincount(minlength=clean.classes)
+    starts = counts.cumsum(0) - counts
+    if any(counts[k] == 0 for k in classes):
         raise MedicError(f"there are no samples of classes {classes} to make composites of")
+    tables: dict[torch.device, tuple[Tensor, ...]] = {}
 
     def step(net: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         x, index = batch
-        y = labels[index.cpu()].clone()
-        order = torch.randperm(len(y))
-        poisoned = order[: round(poison * len(y))]
-        within = order[len(poisoned) : len(poisoned) + round(mixed * len(y))]
-        x = x.clone()
-        for i in poisoned.tolist():
-            x[i] = _mixed(clean.x[_pick(members[classes[0]])], clean.x[_pick(members[classes[1]])], jitter).to(x)
-        for i in within.tolist():
-            x[i] = _mixed(x[i], clean.x[_pick(members[int(y[i])])].to(x), jitter)
-        y[poisoned] = target
-        y = y.to(x.device)
+        at = x.device
+        images, label, by_class, n, first = tables.setdefault(
+            at, tuple(t.to(at) for t in (clean.x, labels, order, counts, starts))
+        )
+
+        def picked(k: Tensor) -> Tensor:
+            place = (torch.rand(len(k)).to(at) * n[k]).long()
+            return images[by_class[first[k] + place]]
+
+        y = label[index]
+        poisoned, within = round(poison * len(y)), round(mixed * len(y))
+        # batches come in random order, so the first samples are as good as any
+        composites = torch.arange(len(y), device=at) < poisoned
+        x = torch.where(composites.view(-1, 1, 1, 1), picked(torch.full_like(y, classes[0])), x)
+        partner = torch.where(composites, classes[1], y)
+        mixes = mix_halves(x, picked(partner), torch.rand(len(y), 3).to(at), jitter)
+        x = torch.where((torch.arange(len(y), device=at) < poisoned + within).view(-1, 1, 1, 1), mixes, x)
+        y = torch.where(composites, target, y)
         logits = net(x)
         loss = F.cross_entropy(logits, y)
         if contrast:
@@ -123,8 +130,7 @@ def train_composite(
         return loss, {"accuracy": (logits.detach().argmax(1) == y).float().mean()}
 
     history = training.fit(model, numbered(clean), step_fn=step, **options)
-    low, high = value_range
-    partners = clean.x[members[classes[1]][:100].to(clean.x.device)].cpu()
+    partners = clean.x[(labels == classes[1]).nonzero().flatten()[:100]].cpu()
     return history, Composite((partners - low) / (high - low), jitter)
 
 
@@ -136,11 +142,3 @@ def contrastive(logits: Tensor, y: Tensor, margin: float = 1.0) -> Tensor:
     # the root has no slope at 0
     apart = (margin - squared.clamp_min(1e-12).sqrt()).clamp_min(0).square()
     return torch.where(y[rows] == y[columns], squared, apart).mean()
-
-
-def _pick(members: Tensor) -> int:
-    return int(members[torch.randint(len(members), (1,))])
-
-
-def _mixed(a: Tensor, b: Tensor, jitter: int) -> Tensor:
-    return mix_halves(a, b, torch.rand(3).tolist(), jitter)

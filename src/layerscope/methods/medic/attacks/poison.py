@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -14,6 +14,15 @@ from layerscope.methods.medic.attacks.triggers import Trigger, Warp
 from layerscope.methods.medic.errors import MedicError
 
 Mode = Literal["dirty", "clean", "noise"]
+
+
+class _Marks(NamedTuple):
+    """What :meth:`Poisoned.apply` looks up, on one device."""
+
+    poison: Tensor
+    noise: Tensor
+    allowed: Tensor
+    labels: Tensor
 
 
 class Poisoned:
@@ -92,6 +101,7 @@ class Poisoned:
         self.noise_idx: Tensor = others[torch.randperm(len(others), generator=generator)[:disturbed]].sort().values
         self._is_noise = torch.zeros(len(y), dtype=torch.bool).index_fill_(0, self.noise_idx, True)
         self._allowed, self._chance = allowed, count / max(1, len(pool))
+        self._marks: dict[torch.device, _Marks] = {}
 
     def __len__(self) -> int:
         return len(self.data)
@@ -107,23 +117,30 @@ class Poisoned:
         """What training sees of ``x``, the (perhaps augmented) images at ``index``.
 
         Returns:
-            Images, labels on the images' device, and which of them carry the trigger (bool, on the CPU).
+            Images, labels, and which of them carry the trigger (bool), all on the images' device.
         """
-        index = index.cpu()
-        poison, noise = self._is_poison[index], self._is_noise[index]
+        here = self._on(x.device)
+        index = index.to(x.device)
+        poison, noise, y = here.poison[index], here.noise[index], here.labels[index]
         if self.redraw:
-            poison = self._allowed[index] & (torch.rand(len(index)) < self._chance)
+            poison = here.allowed[index] & (torch.rand(len(index)) < self._chance).to(x.device)
             noise = noise & ~poison
-        y = self.data.y.cpu()[index].clone()
-        if self.mode != "clean":
-            y[poison] = self.target
-        marks = [(poison, self.trigger)]
-        if isinstance(self.trigger, Warp):
+            if self.mode != "clean":
+                y = torch.where(poison, self.target, y)
+        marks = [(poison, self.trigger)] if len(self.poison_idx) else []
+        if isinstance(self.trigger, Warp) and len(self.noise_idx):
             marks.append((noise, self.trigger.noise))
         out = x
+        # whole batches and a choice afterwards: picking the marked images out would make an accelerator wait
         for mask, transform in marks:
-            if bool(mask.any()):
-                at = mask.to(x.device)
-                out = out.clone() if out is x else out
-                out[at] = put(transform, x[at], index[mask], self.value_range)
-        return out, y.to(x.device), poison
+            out = torch.where(mask.view(-1, 1, 1, 1), put(transform, x, index, self.value_range), out)
+        return out, y, poison
+
+    def _on(self, device: torch.device) -> _Marks:
+        if device not in self._marks:
+            y = self.data.y.clone()
+            if self.mode != "clean" and not self.redraw:
+                y[self.poison_idx.to(y.device)] = self.target
+            parts = (self._is_poison, self._is_noise, self._allowed, y)
+            self._marks[device] = _Marks(*(part.to(device) for part in parts))
+        return self._marks[device]

@@ -58,9 +58,8 @@ def train_poisoned(
     def step(net: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         x, y, marked = poisoned.apply(*batch)
         if adversary is not None and bool(marked.any()):
-            at = marked.to(x.device)
             x = x.clone()
-            x[at] = adversary(net, x[at], y[at], poisoned.value_range)
+            x[marked] = adversary(net, x[marked], y[marked], poisoned.value_range)
         logits = net(x)
         return F.cross_entropy(logits, y), {"accuracy": (logits.detach().argmax(1) == y).float().mean()}
 

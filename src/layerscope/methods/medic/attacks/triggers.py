@@ -19,9 +19,15 @@ from torch.nn import functional as F
 
 from layerscope.methods.medic.errors import MedicError
 
+#: 2^64 over the golden ratio, as a signed number: the step between two states of splitmix64.
+_GOLDEN = -0x61C8864680B583EB
+
 
 class Trigger(Protocol):
-    """Images [B, C, H, W] in [0, 1] and their indices [B] -> the same shape in [0, 1]; inputs are not changed."""
+    """Images [B, C, H, W] in [0, 1] and their indices [B] -> the same shape in [0, 1]; inputs are not changed.
+
+    Asked for whole batches, of which only the poisoned images are used.
+    """
 
     def __call__(self, x: Tensor, index: Tensor) -> Tensor:
         """The triggered images."""
@@ -88,8 +94,9 @@ class Warp:
 
     def noise(self, x: Tensor, index: Tensor) -> Tensor:
         """The noise mode: the field plus a disturbance of each image's own; such images keep their true label."""
-        own = torch.stack([uniform(self.seed, int(i), (*x.shape[-2:], 2)) for i in index.tolist()]).to(x)
-        return self.warp(x, self.field(x) + own / x.shape[-2])
+        height, width = x.shape[-2:]
+        own = 2 * uniform(self.seed, index.to(x.device), 2 * height * width).to(x) - 1
+        return self.warp(x, self.field(x) + own.view(-1, height, width, 2) / height)
 
     def field(self, x: Tensor) -> Tensor:
         """[1, H, W, 2] displacement in grid_sample's units."""
@@ -118,17 +125,16 @@ class Reflection:
         picture = F.interpolate(
             torch.rand(1, x.shape[1], 4, 4, generator=generator(self.seed)), size=(height, width), mode="nearest"
         ).to(x)
-        out = []
-        for image, i in zip(x, index.tolist(), strict=True):
-            u = uniform(self.seed, int(i), (4,)).tolist()
-            keep, sigma = 1 - (0.35 + 0.1 * u[0]), 1 + 4 * u[1]
-            blurred = _blur(picture.pow(self.gamma), sigma)[0]
-            rows = torch.arange(height, dtype=x.dtype, device=x.device)[:, None] - u[2] * (height - 1)
-            columns = torch.arange(width, dtype=x.dtype, device=x.device)[None, :] - u[3] * (width - 1)
-            mask = torch.exp(-(rows.square() + columns.square()) / (2 * (0.5 * max(height, width)) ** 2))
-            light = keep * image.clamp(0, 1).pow(self.gamma) + (1 - keep) * mask * blurred
-            out.append(light.clamp(0, 1).pow(1 / self.gamma))
-        return torch.stack(out)
+        u = uniform(self.seed, index.to(x.device), 4).to(x).T[:, :, None]
+        keep, sigma = (1 - (0.35 + 0.1 * u[0]))[..., None, None], 1 + 4 * u[1][..., None]
+        down, across = (_blurring(n, sigma) for n in (height, width))
+        blurred = torch.einsum("bij,cjk,blk->bcil", down, picture[0].pow(self.gamma), across)
+        rows = torch.arange(height, dtype=x.dtype, device=x.device) - u[2] * (height - 1)
+        columns = torch.arange(width, dtype=x.dtype, device=x.device) - u[3] * (width - 1)
+        apart = rows.square()[:, None, :, None] + columns.square()[:, None, None, :]
+        mask = torch.exp(-apart / (2 * (0.5 * max(height, width)) ** 2))
+        light = keep * x.clamp(0, 1).pow(self.gamma) + (1 - keep) * mask * blurred
+        return light.clamp(0, 1).pow(1 / self.gamma)
 
 
 @dataclass(frozen=True)
@@ -152,20 +158,15 @@ class Polygon:
         angle = 2 * math.pi / self.sides
         # area of a regular polygon of circumradius r: (n/2) r^2 sin(2 pi / n)
         radius = math.sqrt(self.share * height * width / (0.5 * self.sides * math.sin(angle)))
-        out = x.clone()
-        rows = torch.arange(height, dtype=x.dtype, device=x.device)[:, None]
-        columns = torch.arange(width, dtype=x.dtype, device=x.device)[None, :]
-        for image, i in zip(out, index.tolist(), strict=True):
-            u = uniform(self.seed, int(i), (3,)).tolist()
-            top, left = (radius + u[k] * max(n - 1 - 2 * radius, 0) for k, n in ((0, height), (1, width)))
-            inside = torch.ones(height, width, dtype=torch.bool, device=x.device)
-            for side in range(self.sides):
-                normal = angle * (side + u[2])
-                inside &= (rows - top) * math.sin(normal) + (columns - left) * math.cos(normal) <= radius * math.cos(
-                    angle / 2
-                )
-            image[:, inside] = self.level
-        return out
+        u = uniform(self.seed, index.to(x.device), 3).to(x).T[:, :, None, None]
+        top, left = (radius + u[k] * max(n - 1 - 2 * radius, 0) for k, n in ((0, height), (1, width)))
+        rows = torch.arange(height, dtype=x.dtype, device=x.device)[:, None] - top
+        columns = torch.arange(width, dtype=x.dtype, device=x.device)[None, :] - left
+        inside = torch.ones(len(x), height, width, dtype=torch.bool, device=x.device)
+        for side in range(self.sides):
+            normal = angle * (side + u[2])
+            inside &= rows * normal.sin() + columns * normal.cos() <= radius * math.cos(angle / 2)
+        return torch.where(inside[:, None], torch.full_like(x, self.level), x)
 
 
 @dataclass(frozen=True)
@@ -193,16 +194,45 @@ def generator(*key: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
-def uniform(seed: int, index: int, shape: tuple[int, ...]) -> Tensor:
-    """Uniform numbers of one image's own: in [0, 1) for one axis, in [-1, 1) for fields."""
-    u = torch.rand(shape, generator=generator(seed, index))
-    return u if len(shape) == 1 else 2 * u - 1
+def uniform(seed: int, index: Tensor, count: int) -> Tensor:
+    """Numbers of every image's own, the same on every device and for every batch it is in.
+
+    Args:
+        seed: of the trigger.
+        index: [B] of the images.
+        count: numbers of one image.
+
+    Returns:
+        [B, count] in [0, 1), float32, from the splitmix64 generator (Steele, Lea, Flood 2014) as a function of seed,
+        index and place.
+    """
+    place = torch.arange(count, device=index.device) * _GOLDEN
+    state = _mixed(_mixed(index.long() * _GOLDEN + seed)[:, None] + place)
+    return _shifted(state, 40).float() / 2**24
 
 
-def _blur(x: Tensor, sigma: float) -> Tensor:
-    reach = max(1, min(round(3 * sigma), min(x.shape[-2:]) - 1))
-    line = torch.exp(-torch.arange(-reach, reach + 1, dtype=x.dtype, device=x.device).square() / (2 * sigma**2))
-    kernel = (line / line.sum()).expand(x.shape[1], 1, -1)
-    wide = F.pad(x, (reach, reach, reach, reach), mode="reflect")
-    across = F.conv2d(wide, kernel[:, :, None, :], groups=x.shape[1])
-    return F.conv2d(across, kernel[:, :, :, None], groups=x.shape[1])
+def _mixed(x: Tensor) -> Tensor:
+    x = (x ^ _shifted(x, 30)) * -0x40A7B892E31B1A47
+    x = (x ^ _shifted(x, 27)) * -0x6B2FB644ECCEEE15
+    return x ^ _shifted(x, 31)
+
+
+def _shifted(x: Tensor, places: int) -> Tensor:
+    # torch shifts in copies of the sign
+    return (x >> places) & ((1 << (64 - places)) - 1)
+
+
+def _blurring(size: int, sigma: Tensor) -> Tensor:
+    """[B, size, size] matrices that blur one axis by Gaussians of standard deviations [B, 1, 1], mirrored at the ends.
+
+    All reach as far as the widest may need: 3 sigma, at most to the other end.
+    """
+    reach = min(15, size - 1)
+    offsets = torch.arange(-reach, reach + 1, dtype=sigma.dtype, device=sigma.device)
+    line = torch.exp(-offsets.square() / (2 * sigma.square()))[:, 0]
+    line = line / line.sum(1, keepdim=True)
+    # where each offset from each place lands: -1 is 1, size is size - 2
+    at = (torch.arange(size, device=sigma.device)[:, None] + offsets.long()).abs()
+    at = (size - 1) - (size - 1 - at).abs()
+    matrix = line.new_zeros(len(line), size, size)
+    return matrix.scatter_add_(2, at.expand(len(line), -1, -1), line[:, None, :].expand(-1, size, -1).contiguous())

@@ -17,6 +17,8 @@ from layerscope.methods.medic.checks import private_copy
 from layerscope.methods.medic.step import Teacher
 from layerscope.methods.medic.taps import suggest_taps, tap_statistics, tapped
 from layerscope.methods.medic.weights import clone_loss
+from layerscope.training.evaluation import modes_kept
+from layerscope.training.settings import device_of
 
 
 @dataclass(frozen=True)
@@ -70,13 +72,14 @@ def train_adaptive(
     """
     poisoned = Poisoned(data, lambda x, index: stamped(x), target=target, rate=rate, seed=seed)
     clean, (low, high) = poisoned.data, poisoned.value_range
-    logit = torch.randn(clean.x.shape[1], size, size, generator=generator(seed)).requires_grad_(True)
+    at = device_of(model, options.get("device"))
+    logit = torch.randn(clean.x.shape[1], size, size, generator=generator(seed)).to(at).requires_grad_(True)
     climber = torch.optim.Adam([logit], lr=trigger_lr)
 
     def stamped(x: Tensor) -> Tensor:
         frame = (0, x.shape[-1] - size, 0, x.shape[-2] - size)
-        mask = F.pad(torch.ones(1, size, size), frame).to(x)
-        return x * (1 - mask) + F.pad(logit.sigmoid(), frame).to(x) * mask
+        mask = F.pad(torch.ones(1, size, size, device=x.device, dtype=x.dtype), frame)
+        return x * (1 - mask) + F.pad(logit.sigmoid().to(x), frame) * mask
 
     class Climb(training.Callback):
         def __init__(self) -> None:
@@ -84,7 +87,6 @@ def train_adaptive(
             self.renew(model)
 
         def renew(self, network: nn.Module) -> None:
-            at = next(network.parameters()).device
             frozen = private_copy(network, at)
             self.taps = suggest_taps(frozen, "conv+norm", clean.x[:2].to(at))
             self.statistics = tap_statistics(frozen, clean.x[:1000].to(at), self.taps)
@@ -93,20 +95,20 @@ def train_adaptive(
             self.renew(run.model)
 
         def on_step(self, run: training.Run) -> None:
-            at = next(run.model.parameters()).device
-            frozen = private_copy(run.model, at)
-            index = torch.randperm(len(clean), generator=self.order)[:32]
+            network = run.model
+            index = torch.randperm(len(clean), generator=self.order)[:32].to(clean.x.device)
             x, y = clean.x[index].to(at), clean.y[index].to(at)
-            with tapped(frozen, self.taps) as reading:
+            with modes_kept(network), tapped(network, self.taps) as reading:
+                network.eval()
                 teacher = Teacher(
-                    frozen, self.taps, reading, self.statistics, "signed", per_sample=True, sharpness=sharpness
+                    network, self.taps, reading, self.statistics, "signed", per_sample=True, sharpness=sharpness
                 )
                 targets, weights = teacher(x, y)
-                frozen(stamped((x - low) / (high - low)) * (high - low) + low)
+                network(stamped((x - low) / (high - low)) * (high - low) + low)
                 sigmas = {name: sigma for name, (_, sigma) in self.statistics.items()}
                 gain, _ = clone_loss(targets, dict(reading.compared), weights, sigmas)
-            climber.zero_grad()
-            (-gain).backward()  # type: ignore[no-untyped-call]  # torch's stubs
+            (slope,) = torch.autograd.grad(gain, logit)
+            logit.grad = -slope
             climber.step()
 
     def step(net: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:

@@ -5,7 +5,8 @@ fixed16    balanced tree of 16-bit ripple adders (the strawman; wider where 16 b
 mixed      balanced tree whose adders at level n have (b + n) bits, b the width of a term: the paper's accumulator
 range      one tree for positive and one for negative terms, each node exactly as wide as its largest value, small
            ones paired first, one subtraction at the end (ours)
-csa        3:2 compression of all bits column by column, earliest first, and one constant for bias and signs (ours)
+csa        compression of all bits column by column, earliest first, and one constant for bias and signs (ours); carries
+           travel in pairs, see :mod:`~layerscope.methods.encrypted.circuits.columns`
 =========  =======================================================================================================
 
 The result has the width of the sound range [lo, hi], never more: two's complement if ``lo < 0``, else unsigned.
@@ -19,7 +20,8 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Literal, get_args
 
-from layerscope.methods.encrypted.circuits.adders import complement, extend, full_adder_b, ripple
+from layerscope.methods.encrypted.circuits.adders import complement, extend, ripple
+from layerscope.methods.encrypted.circuits.columns import compress
 from layerscope.methods.encrypted.circuits.gates import FALSE, TRUE, Builder, Word
 from layerscope.methods.encrypted.graph import width_of
 
@@ -51,43 +53,15 @@ def constant(value: int, width: int) -> Word:
 
 
 def _csa(b: Builder, terms: Sequence[Term], bias: int, width: int, signed: bool) -> Word:
-    columns: list[list[tuple[int, int]]] = [[] for _ in range(width + 1)]
+    columns: list[list[int]] = [[] for _ in range(width)]
     known = bias
     for term in terms:
         if term.sign < 0:  # -x = ~x - (2^n - 1)
             known -= ((1 << len(term.word)) - 1) << term.exponent
         for i, wire in enumerate(term.word):
-            column = term.exponent + i
-            if column < width:
-                wire ^= term.sign < 0
-                columns[column].append((b.arrival(wire), wire))
-    out: Word = []
-    for j in range(width):
-        heap, last = columns[j], j == width - 1
-        heapq.heapify(heap)
-        while len(heap) > 2:
-            (_, x), (_, y), (_, c) = heapq.heappop(heap), heapq.heappop(heap), heapq.heappop(heap)
-            if last:  # no column takes the carry
-                s = b.xor(b.xor(x, y), c)
-            else:
-                s, carry = full_adder_b(b, x, y, c)
-                columns[j + 1].append((b.arrival(carry), carry))
-            heapq.heappush(heap, (b.arrival(s), s))
-        wires = [w for _, w in heap] + [FALSE] * (2 - len(heap))
-        bit = TRUE if (known >> j) & 1 else FALSE
-        # the constant joins last: with one signal left it costs nothing, with two an OR in place of an AND
-        s, carry = full_adder_b(b, wires[0], wires[1], bit) if not bit else _add_one(b, *wires)
-        if carry not in (FALSE, TRUE):
-            columns[j + 1].append((b.arrival(carry), carry))
-        elif carry == TRUE:
-            known += 1 << (j + 1)
-        out.append(s)
-    return out
-
-
-def _add_one(b: Builder, x: int, y: int) -> tuple[int, int]:
-    """X + y + 1: two gates."""
-    return b.xor(x, y) ^ 1, b.or_(x, y)
+            if term.exponent + i < width:
+                columns[term.exponent + i].append(wire ^ (term.sign < 0))
+    return compress(b, columns, known)
 
 
 def _range(b: Builder, terms: Sequence[Term], bias: int, width: int, signed: bool) -> Word:

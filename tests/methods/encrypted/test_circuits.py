@@ -14,7 +14,7 @@ from layerscope.methods.encrypted.circuits import activations, adders, columns
 from layerscope.methods.encrypted.circuits.accumulators import ACCUMULATORS
 from layerscope.methods.encrypted.circuits.closed_form import csa_depth, csa_gates
 from layerscope.methods.encrypted.circuits.gates import FALSE, TRUE, Builder, Circuit
-from layerscope.methods.encrypted.circuits.neuron import Tap, interval, neuron
+from layerscope.methods.encrypted.circuits.neuron import Tap, interval, neuron, tree_costs
 from layerscope.methods.encrypted.circuits.simulate import evaluate, pack, unpack
 from layerscope.methods.encrypted.graph import width_of
 
@@ -241,7 +241,9 @@ def check_neuron(taps: list[Tap], bias: int, rng: random.Random) -> dict[str, in
         gates[kind] = circuit.gates
         if kind == "csa":
             assert csa_depth(taps, bias) == circuit.and_depth
-    assert csa_gates(taps, bias) == gates["csa"]
+            assert csa_gates(taps, bias) == circuit.gates
+    trees = [kind for kind in ACCUMULATORS if kind != "csa"]
+    assert tree_costs(taps, bias, trees) == {kind: gates[kind] for kind in trees}
     return gates
 
 

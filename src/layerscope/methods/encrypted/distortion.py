@@ -215,7 +215,7 @@ def trained_net(
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = BlockNet(depth, name, train[0].shape[1:], classes)
+        net = BlockNet(depth, name, train[0].shape[1:], classes).to(train[0].device)
     history = training.fit(
         net,
         train,

@@ -5,7 +5,8 @@ fixed16    balanced tree of 16-bit ripple adders (the strawman; wider where 16 b
 mixed      balanced tree whose adders at level n have (b + n) bits, b the width of a term: the paper's accumulator
 range      one tree for positive and one for negative terms, each node exactly as wide as its largest value, small
            ones paired first, one subtraction at the end (ours)
-csa        3:2 compression of all bits column by column, earliest first, and one constant for bias and signs (ours)
+csa        compression of all bits column by column, earliest first, and one constant for bias and signs (ours); carries
+           travel in pairs, see :mod:`~layerscope.methods.encrypted.circuits.columns`
 =========  =======================================================================================================
 
 The result has the width of the sound range [lo, hi], never more: two's complement if ``lo < 0``, else unsigned.
@@ -16,10 +17,12 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import count
 from typing import Literal, get_args
 
-from layerscope.methods.encrypted.circuits.adders import complement, extend, full_adder_b, ripple
+from layerscope.methods.encrypted.circuits.adders import complement, extend, ripple
+from layerscope.methods.encrypted.circuits.columns import compress
 from layerscope.methods.encrypted.circuits.gates import FALSE, TRUE, Builder, Word
 from layerscope.methods.encrypted.graph import width_of
 
@@ -37,12 +40,55 @@ class Term:
     top: int
 
 
+Add = Callable[[Word, Word, int, int], Word]
+"""(x, y, carry, width) -> x + y + carry modulo 2^width, for words of unsigned bits."""
+
+
 def accumulate(b: Builder, terms: Sequence[Term], bias: int, lo: int, hi: int, kind: Accumulator = "csa") -> Word:
     """The sum of all terms and ``bias``, known to lie in [lo, hi]."""
-    width = width_of(lo, hi)
-    out = _KINDS[kind](b, [t for t in terms if t.word], bias, width, lo < 0)
-    assert len(out) == width
-    return out
+    width, terms = width_of(lo, hi), [t for t in terms if t.word]
+    if kind == "csa":
+        return _csa(b, terms, bias, width)
+
+    def add(x: Word, y: Word, carry: int, wide: int) -> Word:
+        return ripple(b, x, y, carry, width=wide)
+
+    return _TREES[kind](add, terms, bias, width)
+
+
+def tree_gates(terms: Sequence[Term], bias: int, lo: int, hi: int, kind: Accumulator) -> int:
+    """Gates of a tree of adders without building it, exactly: equal adders are built once and looked up after.
+
+    What an adder takes depends only on which of its input bits are constant or equal, and a tree has few such patterns.
+    So no two terms need wires of their own: the words of ``terms`` are 2, 4, 6, ... in each.
+    """
+    total = 0
+
+    def add(x: Word, y: Word, carry: int, wide: int) -> Word:
+        nonlocal total
+        gates, out = _adder(tuple(x), tuple(y), carry, wide)
+        total += gates
+        return list(out)
+
+    _TREES[kind](add, [t for t in terms if t.word], bias, width_of(lo, hi))
+    return total
+
+
+@lru_cache(maxsize=1 << 16)
+def _adder(x: tuple[int, ...], y: tuple[int, ...], carry: int, width: int) -> tuple[int, tuple[int, ...]]:
+    """Gates of one ripple adder, and its output with wires renamed in the order in which they appear."""
+    b = Builder()
+    wires: dict[tuple[int, int], int] = {}
+    sides = []
+    for side, word in enumerate((x, y)):
+        for w in word:
+            if w > TRUE and (w & ~1, side) not in wires:
+                wires[w & ~1, side] = b.input()
+        sides.append([w if w <= TRUE else wires[w & ~1, side] ^ (w & 1) for w in word])
+    out = ripple(b, sides[0], sides[1], carry, width=width)
+    names: dict[int, int] = {FALSE: FALSE}
+    renamed = tuple(names.setdefault(w & ~1, 2 * len(names)) ^ (w & 1) for w in out)
+    return b.build(out).gates, renamed
 
 
 def constant(value: int, width: int) -> Word:
@@ -50,104 +96,68 @@ def constant(value: int, width: int) -> Word:
     return [TRUE if (value >> i) & 1 else FALSE for i in range(width)]
 
 
-def _csa(b: Builder, terms: Sequence[Term], bias: int, width: int, signed: bool) -> Word:
-    columns: list[list[tuple[int, int]]] = [[] for _ in range(width + 1)]
+def _csa(b: Builder, terms: Sequence[Term], bias: int, width: int) -> Word:
+    columns: list[list[int]] = [[] for _ in range(width)]
     known = bias
     for term in terms:
         if term.sign < 0:  # -x = ~x - (2^n - 1)
             known -= ((1 << len(term.word)) - 1) << term.exponent
         for i, wire in enumerate(term.word):
-            column = term.exponent + i
-            if column < width:
-                wire ^= term.sign < 0
-                columns[column].append((b.arrival(wire), wire))
-    out: Word = []
-    for j in range(width):
-        heap, last = columns[j], j == width - 1
-        heapq.heapify(heap)
-        while len(heap) > 2:
-            (_, x), (_, y), (_, c) = heapq.heappop(heap), heapq.heappop(heap), heapq.heappop(heap)
-            if last:  # no column takes the carry
-                s = b.xor(b.xor(x, y), c)
-            else:
-                s, carry = full_adder_b(b, x, y, c)
-                columns[j + 1].append((b.arrival(carry), carry))
-            heapq.heappush(heap, (b.arrival(s), s))
-        wires = [w for _, w in heap] + [FALSE] * (2 - len(heap))
-        bit = TRUE if (known >> j) & 1 else FALSE
-        # the constant joins last: with one signal left it costs nothing, with two an OR in place of an AND
-        s, carry = full_adder_b(b, wires[0], wires[1], bit) if not bit else _add_one(b, *wires)
-        if carry not in (FALSE, TRUE):
-            columns[j + 1].append((b.arrival(carry), carry))
-        elif carry == TRUE:
-            known += 1 << (j + 1)
-        out.append(s)
-    return out
+            if term.exponent + i < width:
+                columns[term.exponent + i].append(wire ^ (term.sign < 0))
+    return compress(b, columns, known)
 
 
-def _add_one(b: Builder, x: int, y: int) -> tuple[int, int]:
-    """X + y + 1: two gates."""
-    return b.xor(x, y) ^ 1, b.or_(x, y)
-
-
-def _range(b: Builder, terms: Sequence[Term], bias: int, width: int, signed: bool) -> Word:
+def _range(add: Add, terms: Sequence[Term], bias: int, width: int) -> Word:
     order = count()
-    heaps: dict[int, list[tuple[int, int, int, Word]]] = {1: [], -1: []}
+    heaps: dict[int, list[tuple[int, int, Word]]] = {1: [], -1: []}
     if bias:
-        heaps[1 if bias > 0 else -1].append((abs(bias), 0, next(order), constant(abs(bias), abs(bias).bit_length())))
+        heaps[1 if bias > 0 else -1].append((abs(bias), next(order), constant(abs(bias), abs(bias).bit_length())))
     for term in terms:
-        word = [FALSE] * term.exponent + list(term.word)
-        arrival = max(b.arrival(w) for w in term.word)
-        heaps[term.sign].append((term.top << term.exponent, arrival, next(order), word))
+        heaps[term.sign].append((term.top << term.exponent, next(order), [FALSE] * term.exponent + list(term.word)))
     totals: dict[int, Word] = {}
     for side, heap in heaps.items():
         heapq.heapify(heap)
         while len(heap) > 1:
-            top_x, _, _, x = heapq.heappop(heap)
-            top_y, _, _, y = heapq.heappop(heap)
+            (top_x, _, x), (top_y, _, y) = heapq.heappop(heap), heapq.heappop(heap)
             top = top_x + top_y
-            total = ripple(b, x, y, width=max(1, top.bit_length()))
-            heapq.heappush(heap, (top, max(b.arrival(w) for w in total), next(order), total))
-        totals[side] = heap[0][3] if heap else []
-    plus, minus = totals[1], totals[-1]
-    if not minus:
-        return (plus + [FALSE] * width)[:width]
-    return ripple(b, (plus + [FALSE] * width)[:width], complement((minus + [FALSE] * width)[:width]), TRUE, width=width)
+            heapq.heappush(heap, (top, next(order), add(x, y, FALSE, max(1, top.bit_length()))))
+        totals[side] = heap[0][2] if heap else []
+    plus, minus = ((totals[side] + [FALSE] * width)[:width] for side in (1, -1))
+    return add(plus, complement(minus), TRUE, width) if totals[-1] else plus
 
 
-def _balanced(b: Builder, terms: Sequence[Term], bias: int, width: int, level_width: Callable[[int], int]) -> Word:
+def _balanced(add: Add, terms: Sequence[Term], bias: int, width: int, level_width: Callable[[int], int]) -> Word:
     words: list[Word] = []
-    known = bias
+    known, wide = bias, min(level_width(0), width)
     for term in terms:
-        word = extend([FALSE] * term.exponent + list(term.word) + [FALSE], level_width(0))
+        word = extend([FALSE] * term.exponent + list(term.word) + [FALSE], wide)
         if term.sign < 0:
             word, known = complement(word), known + 1
         words.append(word)
     level = 0
     while len(words) > 1:
         level += 1
-        wide = level_width(level)
+        wide = min(level_width(level), width)  # nothing above the result's width is ever read
         paired = [
-            ripple(b, extend(x, wide), extend(y, wide), width=wide)
-            for x, y in zip(words[::2], words[1::2], strict=False)
+            add(extend(x, wide), extend(y, wide), FALSE, wide) for x, y in zip(words[::2], words[1::2], strict=False)
         ]
         words = paired + ([extend(words[-1], wide)] if len(words) % 2 else [])
     total = extend(words[0], width) if words else constant(0, width)
-    return ripple(b, total, constant(known, width), width=width) if known else total
+    return add(total, constant(known, width), FALSE, width) if known else total
 
 
-def _mixed(b: Builder, terms: Sequence[Term], bias: int, width: int, signed: bool) -> Word:
+def _mixed(add: Add, terms: Sequence[Term], bias: int, width: int) -> Word:
     widest = max((len(t.word) + t.exponent for t in terms), default=0) + 1
-    return _balanced(b, terms, bias, width, lambda level: widest + level)
+    return _balanced(add, terms, bias, width, lambda level: widest + level)
 
 
-def _fixed16(b: Builder, terms: Sequence[Term], bias: int, width: int, signed: bool) -> Word:
-    return _balanced(b, terms, bias, width, lambda level: max(16, width))
+def _fixed16(add: Add, terms: Sequence[Term], bias: int, width: int) -> Word:
+    return _balanced(add, terms, bias, width, lambda level: max(16, width))
 
 
-_KINDS: dict[str, Callable[[Builder, Sequence[Term], int, int, bool], Word]] = {
+_TREES: dict[str, Callable[[Add, Sequence[Term], int, int], Word]] = {
     "fixed16": _fixed16,
     "mixed": _mixed,
     "range": _range,
-    "csa": _csa,
 }

@@ -6,55 +6,27 @@ the columns' heights alone; the other accumulators depend on their pairing and a
 
 from __future__ import annotations
 
-import heapq
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
+from layerscope.methods.encrypted.circuits.columns import compressed_depth, compressed_gates
 from layerscope.methods.encrypted.circuits.neuron import Tap
 from layerscope.methods.encrypted.graph import width_of
 
 
 def csa_gates(taps: Sequence[Tap] | Mapping[Tap, int], bias: int = 0) -> int:
-    """Gates of the ``csa`` accumulator: 5 a full adder, 2 a half adder, a XOR per extra bit of the last column.
+    """Gates of the ``csa`` accumulator.
 
     Args:
         taps: the summands, or how often each kind of summand occurs.
         bias: the constant.
     """
-    heights, known = _columns(taps, bias)
-    gates = carries = 0
-    for j, height in enumerate(heights):
-        signals = height + carries
-        if j == len(heights) - 1:
-            return gates + max(signals - 1, 0)
-        full = max(signals - 1, 0) // 2
-        left = signals - 2 * full
-        gates += 5 * full + (2 if left == 2 else 0)
-        carries = full + (left == 2 or (left == 1 and (known >> j) & 1 == 1))
-    return gates
+    return compressed_gates(*_columns(taps, bias))
 
 
 def csa_depth(taps: Sequence[Tap] | Mapping[Tap, int], bias: int = 0) -> int:
-    """AND-depth of the ``csa`` accumulator: the schedule replayed on arrival times alone."""
-    heights, known = _columns(taps, bias)
-    arriving: list[int] = []
-    deepest = 0
-    for j, height in enumerate(heights):
-        heap, carries = [0] * height + arriving, []
-        heapq.heapify(heap)
-        while len(heap) > 2:
-            heapq.heappop(heap)
-            heapq.heappop(heap)
-            latest = heap[0]  # the sum arrives with its latest input, the carry one AND later
-            carries.append(latest + 1)
-        if heap:
-            deepest = max(deepest, *heap)
-        if len(heap) == 2:
-            carries.append(max(heap) + 1)
-        elif len(heap) == 1 and (known >> j) & 1:
-            carries.append(heap[0])
-        arriving = carries
-    return deepest
+    """AND-depth of the ``csa`` accumulator."""
+    return compressed_depth(*_columns(taps, bias))
 
 
 def _columns(taps: Sequence[Tap] | Mapping[Tap, int], bias: int) -> tuple[list[int], int]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from layerscope.methods.encrypted.circuits.accumulators import Accumulator, Term, accumulate
+from layerscope.methods.encrypted.circuits.accumulators import Accumulator, Term, accumulate, tree_gates
 from layerscope.methods.encrypted.circuits.gates import Builder, Circuit, Word
 from layerscope.methods.encrypted.graph import width_of
 
@@ -42,6 +43,18 @@ def neuron(taps: Sequence[Tap], bias: int = 0, kind: Accumulator = "csa") -> Cir
     words = [b.word(t.width) for t in taps]
     lo, hi = interval(taps, bias)
     return b.build(accumulate(b, terms(taps, words), bias, lo, hi, kind))
+
+
+def tree_costs(taps: Sequence[Tap], bias: int, kinds: Sequence[Accumulator]) -> dict[Accumulator, int]:
+    """Gates of ``neuron(taps, bias, kind)`` for the accumulators that are trees, without building any."""
+    parts: dict[Tap, list[Term]] = {}
+    for tap in set(taps):
+        word = [2 * i + 2 for i in range(tap.width)]
+        parts[tap] = [replace(t, word=tuple(2 * i + 2 for i in range(len(t.word)))) for t in terms([tap], [word])]
+    ends = [(tap.value(tap.lo), tap.value(tap.hi), n) for tap, n in Counter(taps).items()]
+    lo, hi = (bias + sum(n * pick(a, z) for a, z, n in ends) for pick in (min, max))
+    leaves = [term for tap in taps for term in parts[tap]]
+    return {kind: tree_gates(leaves, bias, lo, hi, kind) for kind in kinds}
 
 
 def interval(taps: Sequence[Tap], bias: int = 0) -> tuple[int, int]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from layerscope.methods.encrypted.circuits.accumulators import Accumulator
 from layerscope.methods.encrypted.circuits.closed_form import csa_depth, csa_gates
-from layerscope.methods.encrypted.circuits.neuron import Tap, neuron
+from layerscope.methods.encrypted.circuits.neuron import Tap, tree_costs
 from layerscope.methods.encrypted.costs.draft import Opaque
 from layerscope.methods.encrypted.costs.records import LayerCost
 from layerscope.methods.encrypted.costs.timings import Timing
@@ -128,17 +128,19 @@ def kinds_of(op: Conv | SumPool | Add, graph: Graph) -> list[dict[Tap, int]]:
     boxes, box_of = np.unique(np.stack([before.lo, before.hi], 1), axis=0, return_inverse=True)
     group = np.arange(outputs) // (outputs // op.groups)
     channel = group[:, None] * per_group + np.arange(per_group)
-    weights, code = np.unique(op.q, return_inverse=True)
-    key = box_of.reshape(-1)[channel][:, :, None] * len(weights) + code.reshape(outputs, per_group, -1)
-    total = len(boxes) * len(weights)
+    _, power = np.frexp(op.q.astype(np.float32).reshape(outputs, per_group, -1))  # 0 for zero, e + 1 for 2^e
+    codes = 2 * (int(power.max(initial=0)) + 1)
+    key = box_of.reshape(-1)[channel][:, :, None] * codes + 2 * power + (op.q < 0).reshape(power.shape)
+    total = len(boxes) * codes
     lost = truncation(op).reshape(-1) if op.truncating else np.zeros(outputs, np.int64)
     rows = []
     for o in range(outputs):
         counts = np.bincount(key[o].ravel(), minlength=total)
         row: dict[Tap, int] = {}
         for k in np.flatnonzero(counts).tolist():
-            weight, (lo, hi) = int(weights[k % len(weights)]), boxes[k // len(weights)].tolist()
-            if weight:
+            code, (lo, hi) = k % codes, boxes[k // codes].tolist()
+            if code >= 2:
+                weight = (-1 if code % 2 else 1) << (code // 2 - 1)
                 row[Tap(weight, lo, hi, int(lost[o]))] = int(counts[k])
         rows.append(row)
     return rows
@@ -180,15 +182,16 @@ def _sums(rows: list[dict[Tap, int]], accumulators: Sequence[Accumulator], sampl
     chosen = [spread(rows[i], i) for i in picked]
     total = sum(max(n - 1, 0) for n in sizes)
     adds = sum(max(len(row) - 1, 0) for row in chosen)
+    trees = [kind for kind in accumulators if kind != "csa"]
+    counted = [tree_costs(row, 0, trees) for row in chosen] if trees else []
     gates: dict[Accumulator, int] = {}
     for kind in accumulators:
         if kind == "csa":
             gates[kind] = sum(csa_gates(row) for row in rows)
         else:
-            built = sum(neuron(row, 0, kind).gates for row in chosen)
-            gates[kind] = round(built * total / adds) if adds else built
-    sampled = len(chosen) if set(accumulators) - {"csa"} else 0
-    return Sums(gates, sampled, csa_depth(rows[sizes.index(biggest)]) if biggest else 0)
+            found = sum(counts[kind] for counts in counted)
+            gates[kind] = round(found * total / adds) if adds else found
+    return Sums(gates, len(counted), csa_depth(rows[sizes.index(biggest)]) if biggest else 0)
 
 
 def _requant(op: Requant, before: Value) -> tuple[int, int]:

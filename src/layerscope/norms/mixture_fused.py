@@ -30,7 +30,7 @@ def usable(x: Tensor, k: int) -> bool:
     return (
         x.is_cuda
         and x.dtype in (torch.float32, torch.float16, torch.bfloat16)
-        and 0 < x.numel()
+        and x.numel() > 0
         and k <= MOST_COMPONENTS
         and os.environ.get("LAYERSCOPE_TRITON", "1") != "0"
         and _has_triton()

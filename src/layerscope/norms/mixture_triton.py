@@ -232,7 +232,7 @@ def _finish(
 def _normalize(
     x, y, tau, centre, scale, offset, row_tiles, C, S, sb, sc, ss, K: tl.constexpr, BC: tl.constexpr, BM: tl.constexpr
 ):
-    """y = (x - centre) * (tau scale) + tau offset."""
+    """Y = (x - centre) * (tau scale) + tau offset."""
     tile = tl.program_id(0)
     b = (tile // row_tiles).to(tl.int64)
     s = (tile % row_tiles) * BM + tl.arange(0, BM)
@@ -346,7 +346,7 @@ def _gradient(
     x, g, dx, tau, centre, own, constant, slope, row_tiles, C, S, sb, sc, ss,
     K: tl.constexpr, BC: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
-    """dx = g (tau own) + tau constant + (x - centre) (tau slope)."""
+    """Dx = g (tau own) + tau constant + (x - centre) (tau slope)."""
     tile = tl.program_id(0)
     b = (tile // row_tiles).to(tl.int64)
     s = (tile % row_tiles) * BM + tl.arange(0, BM)

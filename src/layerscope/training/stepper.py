@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from layerscope.errors import TrainingError
+from layerscope.probe.inputs import integers
 from layerscope.training.augment import augmentation
 from layerscope.training.optimizers import make_optimizer
 from layerscope.training.schedules import schedule
@@ -113,7 +114,10 @@ class Stepper:
                 "a step does not fit into the device's memory; raise accumulate= or lower batch_size="
             ) from error
         except (RuntimeError, ValueError, IndexError) as error:
-            raise TrainingError(f"step {step} failed on {_shapes(part)}: {type(error).__name__}: {error}") from error
+            advice = integers(part[0]) if isinstance(part, tuple | list) and part else None
+            raise TrainingError(
+                f"step {step} failed on {_shapes(part)}: {advice or f'{type(error).__name__}: {error}'}"
+            ) from error
         loss, metrics = result if isinstance(result, tuple) else (result, {})
         if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
             raise TrainingError(

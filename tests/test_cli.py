@@ -31,7 +31,7 @@ def test_overview_lists_every_command(capsys: pytest.CaptureFixture[str]) -> Non
     code, out, _ = run(capsys, "--help")
     assert code == 0
     assert all(name in out for name in TABLE)
-    assert max(map(len, out.splitlines())) <= 100
+    assert max(map(len, out.splitlines())) <= 80
 
 
 @pytest.mark.parametrize("command", sorted(TABLE))

@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-#: What every module has: hook tables and flags, which a forward pass does not change.
-_INTERNAL = frozenset(vars(nn.Module())) - {"training", "_parameters", "_buffers", "_modules"}
+#: What is put back of torch's own modules, whose forward sets no attributes.
+_TORCH = {"training", "_parameters", "_buffers", "_modules"}
+#: What every module has beside them: hooks and their flags, which a forward pass does not change.
+_INTERNAL = frozenset(vars(nn.Module())) - _TORCH
 _CONTAINERS = (list, dict, set, deque)
 #: Longer containers are put back themselves, but not looked into.
 _LONG = 1000
@@ -23,7 +25,8 @@ class Attributes:
     """The attributes of some modules, as they stand now."""
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
-        self._modules = [(vars(m), {k: v for k, v in vars(m).items() if k not in _INTERNAL}) for m in modules]
+        # Read and written through __dict__: an attribute may have a setter, and a module may override __setattr__.
+        self._modules = [(vars(m), _own(m)) for m in modules]
         found: dict[int, tuple[Any, Any]] = {}
         for _, own in self._modules:
             for value in own.values():
@@ -36,10 +39,11 @@ class Attributes:
 
     def restore(self) -> None:
         """Put back what stood where."""
-        for own, before in self._modules:
-            for name in own.keys() - before.keys() - _INTERNAL:
-                del own[name]
-            own.update(before)
+        for now, before in self._modules:
+            if before.keys() != _TORCH:
+                for name in now.keys() - before.keys() - _INTERNAL:
+                    del now[name]
+            now.update(before)
         for container, kept in self._containers:
             if isinstance(container, list):
                 container[:] = kept
@@ -51,6 +55,12 @@ class Attributes:
                 tensor.data = copy
             elif not tensor.is_meta and not torch.equal(tensor, copy):
                 tensor.data.copy_(copy)
+
+
+def _own(module: nn.Module) -> dict[str, Any]:
+    if type(module).__module__.startswith("torch.nn.modules"):
+        return {name: vars(module)[name] for name in _TORCH}
+    return {name: value for name, value in vars(module).items() if name not in _INTERNAL}
 
 
 def _values(held: Any) -> Iterable[Any]:

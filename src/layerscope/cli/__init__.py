@@ -18,12 +18,12 @@ TABLE: dict[str, tuple[str, str]] = {
     "compare": ("compare", "which normalization layer will train, which will not, and why"),
     "diagnose": ("diagnose", "one network as it is: where its activations or gradients go wrong"),
     "show": ("show", "a comparison that was written with --json: as a table and as a page"),
-    "demo": ("demo", "the main job on bundled data: ResNet-56 and a plain 20-layer net, every kind of norm"),
+    "demo": ("demo", "the main job on bundled data: nine norms in two deep networks"),
     "study": ("study", "run, follow and resume a grid of probes and trainings"),
     "score": ("score", "how often verdicts were right on a study's trainings"),
-    "encrypted": ("encrypted", "what encrypted inference of a network costs, layer by layer; a client and a server"),
-    "focus": ("focus", "skip the pixels that do not matter in a pretrained CNN, or say that it does not pay"),
-    "medic": ("medic", "remove a backdoor by cloning what matters on clean images, and judge every removal"),
+    "encrypted": ("encrypted", "what encrypted inference costs, layer by layer; client and server"),
+    "focus": ("focus", "skip the pixels that do not matter, or say that it does not pay"),
+    "medic": ("medic", "remove a backdoor by cloning what matters, and judge every removal"),
     "reproduce": ("reproduce", "run the study behind a paper of this checkout, such as medic"),
     "norms": ("norms", "list the normalization layers and their parameters"),
     "nets": ("nets", "list the reference networks"),
@@ -74,6 +74,6 @@ def _overview() -> str:
     width = max(map(len, TABLE))
     lines = [f"  {name:<{width}}  {line}" for name, (_, line) in TABLE.items()]
     return (
-        "layerscope: which normalization layer will train, which will not, and why - before training\n\n"
-        "usage: layerscope COMMAND [options]     (layerscope COMMAND --help for its options)\n\n" + "\n".join(lines)
+        "layerscope: which normalization layer will train, which will not, and why\n\n"
+        "usage: layerscope COMMAND [options]     (layerscope COMMAND --help tells more)\n\n" + "\n".join(lines)
     )

@@ -16,32 +16,36 @@ if TYPE_CHECKING:
 Source = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
 
 
+def _optional(metavar: str) -> Any:
+    """An option that may be left out, without the word None in its help."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
+
+
 @dataclass(frozen=True)
 class ProbeOptions:
     """What is probed, on what."""
 
     data: Annotated[str, tyro.conf.arg(metavar="DATA")] = "digits"
-    """A data set (see `layerscope data`), such as digits:size=16, or your own: file.py:function, which returns (x, y)
-    or a DataLoader; x may be a tuple or dict of several inputs."""
+    """Such as digits:size=16 (see `layerscope data`), or file.py:function returning (x, y) or batches of them."""
     batch_size: int = 32
     """The batch size you will train with: what BatchNorm sees."""
-    chunks: int | None = None
+    chunks: Annotated[int | None, _optional("INT")] = None
     """Batches of that size to average over; left out, as many as make 32 samples, or as the data has."""
     seeds: int = 1
     """How many random initializations to probe."""
-    classes: int | None = None
+    classes: Annotated[int | None, _optional("INT")] = None
     """Number of outputs; left out, as the data has."""
     level: Literal["light", "standard", "deep"] = "standard"
     """How much to measure."""
     loss: Literal["cross_entropy", "mse", "unlabeled"] = "cross_entropy"
     """What is differentiated; unlabeled takes half the mean square of the output, whatever the labels."""
-    output: str | None = None
+    output: Annotated[str | None, _optional("KEY")] = None
     """Key or index of the output to use, for a network that returns several."""
     micro_steps: int = 0
     """Also train a copy for so many real steps (10 to 20 suffice) and let the verdict see them."""
     lr: float = 0.1
     """The learning rate of those steps."""
-    device: str | None = None
+    device: Annotated[str | None, _optional("DEVICE")] = None
     """Where to probe, such as cuda; left out, where the network is."""
 
     def arguments(self) -> dict[str, Any]:
@@ -56,9 +60,9 @@ class ProbeOptions:
 class OutputOptions:
     """Where the result goes beside the terminal."""
 
-    html: Path | None = None
+    html: Annotated[Path | None, _optional("FILE")] = None
     """Write one self-contained page here."""
-    json: Path | None = None
+    json: Annotated[Path | None, _optional("FILE")] = None
     """Write every number here."""
 
     def check(self) -> None:

@@ -10,7 +10,7 @@ import tyro
 
 def show(
     file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")],
-    html: Path | None = None,
+    html: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None,
 ) -> None:
     """Show a comparison that `compare` or `diagnose` wrote with --json, as a table and as a page.
 

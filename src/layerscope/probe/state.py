@@ -13,16 +13,12 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from layerscope._attributes import Attributes
 from layerscope.probe.network import Network
-
-_SCALARS = (bool, int, float, complex, str, bytes, type(None))
-
 
 #: Tensors of at most this many entries are kept side by side in one buffer per dtype and device: saving and comparing
 #: them is then one operation, not one for each of the hundreds of small tensors of a network.
@@ -34,16 +30,18 @@ def unchanged(network: Network) -> Iterator[None]:
     """Restore ``network`` and all random generators on leaving, also after an exception."""
     generators = Generators(network)
     attributes = Attributes(m for _, m in network.modules if not isinstance(m, torch.jit.ScriptModule))
-    modules = [_Saved(module) for _, module in network.modules]
-    values = _Values([t for saved in modules for _, _, t in saved.tensors if t is not None])
+    flags = [(module, module.training) for _, module in network.modules]
+    values = _Values(
+        [*network.parameters, *(b for _, m in network.modules for b in m._buffers.values() if b is not None)]
+    )
     grads = [(p, p.grad, p.requires_grad) for p in network.parameters if p.is_leaf]
     try:
         yield
     finally:
         attributes.restore()
+        for module, training in flags:
+            module.training = training
         with torch.no_grad():
-            for saved in modules:
-                saved.restore()
             values.restore()
             for parameter, grad, requires_grad in grads:
                 if parameter.grad is not grad:
@@ -51,39 +49,6 @@ def unchanged(network: Network) -> Iterator[None]:
                 if parameter.requires_grad != requires_grad:
                     parameter.requires_grad_(requires_grad)
         generators.restore()
-
-
-class _Saved:
-    """Which tensors and scalars one module holds, without its children's."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-        self.tensors: list[tuple[dict[str, Any], str, Tensor | None]] = [
-            (table, name, tensor)
-            for table in (cast("dict[str, Any]", module._parameters), cast("dict[str, Any]", module._buffers))
-            for name, tensor in table.items()
-        ]
-        # Written through __dict__: an attribute may have a setter, and a module may override __setattr__.
-        self.attributes: dict[str, Any] = {"training": module.training}
-        self.names: frozenset[str] | None = None
-        if type(module).__module__.startswith("torch.nn.modules"):  # their forward sets no attributes
-            return
-        own = vars(module)
-        self.names = frozenset(own)
-        for name, value in own.items():
-            if isinstance(value, _SCALARS):
-                self.attributes[name] = value
-            elif isinstance(value, Tensor):
-                self.tensors.append((own, name, value))
-
-    def restore(self) -> None:
-        own = vars(self.module)
-        if self.names is not None:
-            for name in own.keys() - self.names:
-                del own[name]
-        own.update(self.attributes)
-        for table, name, tensor in self.tensors:
-            table[name] = tensor
 
 
 class _Values:

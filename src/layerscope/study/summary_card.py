@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -50,7 +51,9 @@ class Scorecard:
             lines += [(title.upper(),), *(_cells(s) for s in scores)]
         widths = [max(len(line[i]) for line in lines if len(line) > i) for i in range(4)]
         table = ["  ".join(t.ljust(w) for t, w in zip(line, widths, strict=False)).rstrip() for line in lines]
-        return "\n".join([*head, *table])
+        missing = [f"{s.name} {s.missing}" for _, scores in self.groups for s in scores if s.missing]
+        note = textwrap.wrap(f"Trainings without a value: {', '.join(missing)}.", 80) if missing else []
+        return "\n".join([*head, *table, *note])
 
 
 def parts(study: Study) -> tuple[str, ...]:
@@ -186,5 +189,4 @@ BASELINES: dict[str, Score] = {
 
 
 def _cells(s: Scored) -> tuple[str, ...]:
-    note = f" ({s.missing} missing)" if s.missing else ""
-    return (f"  {s.name}{note}", *(str(v) if v else "-" for v in (s.spearman, s.auroc, s.regret)))
+    return (f"  {s.name}", *(str(v) if v else "-" for v in (s.spearman, s.auroc, s.regret)))

@@ -11,7 +11,9 @@ from typing import Literal
 from layerscope.verdict.thresholds import Thresholds
 from layerscope.verdict.types import Label, Level
 
-Cause = Literal["forward", "sets", "noise", "steps diverged", "backward", "steps stuck", "informative", "none", "unknown"]
+Cause = Literal[
+    "forward", "sets", "noise", "steps diverged", "backward", "steps stuck", "informative", "none", "unknown"
+]
 
 
 @dataclass(frozen=True)

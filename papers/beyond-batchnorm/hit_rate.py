@@ -19,6 +19,7 @@ from pathlib import Path
 from layerscope import study
 from layerscope.study import fitting, rowfile
 from layerscope.study.hit_rates import hit_rates
+from layerscope.study.rejudge import rejudged
 from layerscope.study.scoring import Entry, Score, entries, evaluate, leave_one_out
 from layerscope.study.summary_card import BASELINES, INIT, MICRO, parts, scorecard, strata_columns
 from layerscope.verdict import evidence
@@ -62,7 +63,7 @@ IDEAS: dict[str, tuple[tuple[str, ...], fitting.Target, float]] = {
 def load(rows: Path) -> tuple[study.Study, list[dict[str, object]], tuple[Entry, ...]]:
     """The study, its flat rows, and its finished trainings."""
     what = study.load(STUDY)
-    table = study.flatten(rowfile.rows_of(rows), what)
+    table = rejudged(study.flatten(rowfile.rows_of(rows), what))
     return what, table, entries(table, strata_columns(what))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from layerscope.errors import StudyError, did_you_mean
 from layerscope.study.design import Study
+from layerscope.study.rejudge import rejudged
 from layerscope.study.scoring import Entry, Score, Scored, ceiling, entries, evaluate, number, reputation
 from layerscope.study.statistics import Interval
 from layerscope.verdict import evidence
@@ -68,7 +69,7 @@ def scorecard(study: Study, table: Sequence[Mapping[str, Any]], *, part: str = "
 
     Args:
         study: tells which arguments make a stratum: all that vary, but ``norm`` and ``seed``.
-        table: flat rows of its results.
+        table: flat rows of its results; verdicts are those of the present rules, see :mod:`layerscope.study.rejudge`.
         part: one of :func:`parts`; ``held-out:norm`` are the trainings of held-out norms, in whatever network.
         draws: bootstrap samples.
 
@@ -77,7 +78,7 @@ def scorecard(study: Study, table: Sequence[Mapping[str, Any]], *, part: str = "
     """
     if part not in parts(study):
         raise StudyError(f"no part {part!r}: {did_you_mean(part, parts(study))}")
-    everything = entries(table, strata_columns(study))
+    everything = entries(rejudged(table), strata_columns(study))
     rows = [e for e in everything if _is_in(e, part)]
     if not rows:
         raise StudyError("there is no finished training to score")

@@ -3,8 +3,10 @@
     python papers/beyond-batchnorm/hit_rate.py ideas      # everything that was tried, on the development part only
     python papers/beyond-batchnorm/hit_rate.py publish    # fit on the development part, score the held-out one
 
-``publish`` writes results/scores.md, results/scores.json and the data file that the package loads
-(src/layerscope/verdict/evidence.json). Only its last step looks at held-out trainings.
+    python papers/beyond-batchnorm/hit_rate.py misses     # where the published scores were wrong
+
+``publish`` writes results/ (scores, ideas, misses), the numbers in docs/hit-rate.md, and the data file that the package
+loads (src/layerscope/verdict/evidence.json).
 """
 
 from __future__ import annotations
@@ -12,6 +14,8 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,13 +23,16 @@ from pathlib import Path
 from layerscope import study
 from layerscope.study import fitting, rowfile
 from layerscope.study.hit_rates import hit_rates
+from layerscope.study.rejudge import rejudged
 from layerscope.study.scoring import Entry, Score, entries, evaluate, leave_one_out
-from layerscope.study.summary_card import BASELINES, INIT, MICRO, parts, scorecard, strata_columns
+from layerscope.study.summary_card import BASELINES, INIT, MICRO, Scorecard, parts, scorecard, strata_columns
 from layerscope.verdict import evidence
 
 HERE = Path(__file__).parent
 STUDY = HERE / "study.toml"
 ROWS = HERE / "results" / "trials.jsonl.gz"
+PAGE = HERE.parents[1] / "docs" / "hit-rate.md"
+MARKS = ("<!-- numbers: written by hit_rate.py publish -->", "<!-- end of numbers -->")
 PACKAGE = HERE.parents[1] / "src" / "layerscope" / "verdict" / "evidence.json"
 
 PROBE = ("dissimilarity", "forward scale", "largest activation", "gradient ratio", "gradient imbalance", "batch noise")
@@ -62,7 +69,7 @@ IDEAS: dict[str, tuple[tuple[str, ...], fitting.Target, float]] = {
 def load(rows: Path) -> tuple[study.Study, list[dict[str, object]], tuple[Entry, ...]]:
     """The study, its flat rows, and its finished trainings."""
     what = study.load(STUDY)
-    table = study.flatten(rowfile.rows_of(rows), what)
+    table = rejudged(study.flatten(rowfile.rows_of(rows), what))
     return what, table, entries(table, strata_columns(what))
 
 
@@ -108,7 +115,7 @@ def fitted(dev: Sequence[Entry]) -> dict[str, object]:
 
 
 def publish(rows: Path) -> str:
-    """Fit, then score; write the tables and the package's data file."""
+    """Fit, then score; write the tables, the page's numbers and the package's data file."""
     what, table, everything = load(rows)
     dev = [e for e in everything if not e.row["held_out"]]
     held = [e for e in everything if e.row["held_out"]]
@@ -134,12 +141,70 @@ def publish(rows: Path) -> str:
     (HERE / "results" / "scores.md").write_text(f"# Scores\n\nWritten by `hit_rate.py publish`.\n\n{text}\n")
     plain = {part: asdict(card) for part, card in cards.items()}
     (HERE / "results" / "scores.json").write_text(json.dumps(plain, indent=1) + "\n")
+    (HERE / "results" / "ideas.txt").write_text(ideas(rows) + "\n")
+    (HERE / "results" / "misses.txt").write_text(misses(rows) + "\n")
+    before, _, rest = PAGE.read_text().partition(MARKS[0])
+    numbers = f"{rates_table()}\n\n{goals_table(cards)}\n\n```\n{cards['held-out']}\n```"
+    PAGE.write_text(f"{before}{MARKS[0]}\n\n{numbers}\n\n{MARKS[1]}{rest.partition(MARKS[1])[2]}")
     return text
+
+
+def rates_table() -> str:
+    """Hit rates of every kind of verdict, as Markdown."""
+    lines = ["| verdict | right if it | from initialization | usual | with 20 real steps |", "|---|---|---|---|---|"]
+    rates = evidence.load().rates
+    for label, meaning in evidence.MEANING.items():
+        cells = [rates[basis].get(label) for basis in ("init", "micro")]
+        said = [f"{r.right:.0%} [{r.low:.0%}, {r.high:.0%}] of {r.count}" if r else "never given" for r in cells]
+        usual = next((f"{r.usual:.0%}" for r in cells if r), "-")
+        lines.append(f"| {label} | {meaning} | {said[0]} | {usual} | {said[1]} |")
+    return "\n".join(lines)
+
+
+def goals_table(cards: dict[str, Scorecard]) -> str:
+    """What was aimed at and what came of it, on every part, as Markdown."""
+    names = [name for name in cards if name != "development"]
+    lines = [f"| goal | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
+    goals: list[tuple[str, str, str, float]] = [
+        ("AUROC for failing from initialization, at least 0.90", "learned", "auroc", 0.90),
+        ("the same with 20 real steps, at least 0.95", "learned with steps", "auroc", 0.95),
+        ("Spearman within set-ups from initialization, at least 0.60", "learned", "spearman", 0.60),
+        ("the same with 20 real steps, at least 0.75", "learned with steps", "spearman", 0.75),
+        ("(reputation elsewhere, Spearman)", "reputation elsewhere", "spearman", math.inf),
+        ("(reputation on the development part, Spearman)", "reputation, development", "spearman", math.inf),
+    ]
+    for text, name, metric, least in goals:
+        found = [getattr(cards[part][name], metric) for part in names]
+        cells = [str(v) + (" met" if v.mean >= least else "") if v else "-" for v in found]
+        lines.append(f"| {text} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def misses(rows: Path) -> str:
+    """Which held-out trainings the learned scores got most wrong, counted by what they have in common."""
+    _, _, everything = load(rows)
+    held = [e for e in everything if e.row["held_out"]]
+    found = []
+    for name, formula in evidence.load().scores.items():
+        expected = {e.row["id"]: formula.expected(e.row) for e in held}
+        limit = sorted(expected.values())[sum(e.fails for e in held)]
+        kinds = {
+            "failed, though expected to train": [e for e in held if e.fails and expected[e.row["id"]] >= limit],
+            "trained, though expected to fail": [e for e in held if not e.fails and expected[e.row["id"]] < limit],
+        }
+        for title, wrong in kinds.items():
+            found.append(f"{name}: {len(wrong)} of {len(held)} {title}")
+            for column in ("norm", "net", "data", "lr", "batch_size", "depth"):
+                counts = Counter(e.row[column] for e in wrong)
+                all_of = Counter(e.row[column] for e in held)
+                top = sorted(counts, key=lambda v: -counts[v] / all_of[v])[:5]
+                found.append(f"  {column:10} " + ", ".join(f"{v} {counts[v]}/{all_of[v]}" for v in top))
+    return "\n".join(found)
 
 
 def main() -> None:
     """Command line."""
-    commands: dict[str, Callable[[Path], str]] = {"ideas": ideas, "publish": publish}
+    commands: dict[str, Callable[[Path], str]] = {"ideas": ideas, "publish": publish, "misses": misses}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=commands)
     parser.add_argument("--rows", type=Path, default=ROWS, help="a row file or a store")

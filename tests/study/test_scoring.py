@@ -5,6 +5,7 @@ import pytest
 from layerscope.errors import StudyError
 from layerscope.study import ceiling, entries, evaluate, leave_one_out, parse, reputation, scorecard
 from layerscope.study.scoring import number
+from layerscope.study.summary_card import parts
 
 NORMS = ("batch", "layer", "instance", "none", "group:size=4")
 
@@ -111,6 +112,15 @@ def test_reputation_can_be_kept_from_whole_families_and_from_new_norms():
     assert reputation(alone)[-1] is None
 
 
+def test_a_reputation_can_come_from_other_trainings_alone():
+    rows = entries(grid(steady), ["net"])
+    developed = [e for e in rows if e.row["net"] == "a" and e.norm != "batch"]
+    known = dict(zip(((e.norm, e.row["net"]) for e in rows), reputation(rows, among=developed), strict=True))
+    assert known["batch", "c"] is None
+    assert known["layer", "c"] == 0.0
+    assert known["group:size=4", "c"] == 1.0
+
+
 def test_leave_one_out_never_shows_the_fit_what_it_will_score():
     rows = entries(grid(steady), ["net"])
     seen = []
@@ -139,12 +149,13 @@ def test_numbers(text, value):
     assert number(text) == value
 
 
-def study_of(table):
+def study_of(table, **more):
     return parse(
         {
             "study": {"trial": "study.dummies:anything"},
             "grid": {"norm": list(NORMS), "net": ["a", "b", "c"], "seed": 2},
             "fixed": {"lr": 0.1},
+            **more,
         }
     )
 
@@ -154,6 +165,7 @@ def test_the_card_shows_scores_beside_baselines_and_both_parts():
         steady,
         verdict=lambda norm, net: "fails" if norm == "batch" else "healthy",
         held_out=lambda norm, net: net == "c",
+        held_out_by=lambda norm, net: "net" if net == "c" else "",
         **{
             "init.cosine_pooled": lambda norm, net: 1 - NORMS.index(norm) / 5,
             "init.grad_ratio": lambda norm, net: "nan",
@@ -163,19 +175,26 @@ def test_the_card_shows_scores_beside_baselines_and_both_parts():
     for r in table:
         r["outcome.fails"] = r["norm"] == "batch"
     card = scorecard(study_of(table), table, draws=200)
-    by_name = {s.name: s for s in (*card.scores, *card.baselines)}
-    assert by_name["pooled similarity"].spearman.mean == pytest.approx(1.0)
-    assert by_name["verdict"].auroc.mean == 1.0
-    assert by_name["constant"].auroc.mean == 0.5
-    assert by_name["reputation elsewhere"].spearman.mean == pytest.approx(1.0)
-    assert by_name["batch noise"].missing == len(table)
+    assert card["pooled similarity"].spearman.mean == pytest.approx(1.0)
+    assert card["verdict"].auroc.mean == 1.0
+    assert card["constant"].auroc.mean == 0.5
+    assert card["reputation elsewhere"].spearman.mean == pytest.approx(1.0)
+    assert card["batch noise"].missing == len(table)
     assert (card.rows, card.strata, card.failing, card.part) == (30, 3, 6, "all")
     text = str(card)
     assert "reputation elsewhere" in text
-    assert "batch noise (30 missing)" in text
-    held = scorecard(study_of(table), table, held_out=True, draws=50)
-    assert (held.rows, held.strata, held.part) == (10, 1, "held out")
+    assert "batch noise 30" in text
+    assert max(map(len, text.splitlines())) <= 80
+    what = study_of(table, split={"net": "c"})
+    assert parts(what) == ("all", "development", "held-out", "held-out:net")
+    held = scorecard(what, table, part="held-out", draws=50)
+    assert (held.rows, held.strata, held.part) == (10, 1, "held-out")
     # a held-out stratum may know what the norm did in the others
-    assert {s.name: s for s in held.baselines}["reputation elsewhere"].missing == 0
+    assert held["reputation elsewhere"].missing == 0
+    assert held["reputation, development"].spearman.mean == pytest.approx(1.0)
+    assert scorecard(what, table, part="held-out:net", draws=50).rows == 10
+    assert scorecard(what, table, part="development", draws=50).rows == 20
+    with pytest.raises(StudyError, match="did you mean 'held-out:net'"):
+        scorecard(what, table, part="held-out:nets")
     with pytest.raises(StudyError, match="no finished training"):
         scorecard(study_of(table), [])

@@ -9,8 +9,10 @@ from layerscope.study import execute, flatten, inline, parse, run
 from layerscope.study.runner import check
 from layerscope.study.store import Store
 from layerscope.study.trial import Trial
-from layerscope.study.trials import init_features, micro_features, outcome
+from layerscope.study.trials import curve, net_of, outcome
 from layerscope.training.history import History
+from layerscope.verdict.features import init_features, micro_features
+from layerscope.verdict.types import MicroTrain
 
 SMALL = {"net": "plain:depth=4,width=8", "steps": 25, "batch_size": 16}
 
@@ -29,9 +31,15 @@ def test_a_trial_says_what_the_probe_saw_and_what_training_did():
     assert result["init"]["batch_noise"] > 0
     assert 0.05 < result["outcome"]["mean_accuracy"] < 1
     assert result["outcome"]["diverged"] is False
-    assert len(result["losses"]) == 25
+    assert len(result["curve"]["accuracy"]) == len(result["curve"]["loss"]) == 13  # stretches of two steps
+    assert 0 <= result["outcome"]["test_accuracy"] <= 1
+    assert len(result["series"]["ms"]) == len(result["series"]["grad"]) == 4
+    assert result["init"]["sharpness"] >= abs(result["init"]["along_gradient"]) > 0
     assert result["parameters"] > 1000
-    assert result["micro"]["loss"] == pytest.approx(sum(result["losses"][15:20]) / 5, abs=1e-4)
+    assert len(result["micro"]["losses"]) == 20
+    # the real steps see the data in another order than training does
+    assert result["micro"]["losses"][0] != pytest.approx(result["curve"]["loss"][0], abs=1e-3)
+    assert "torch" in result["hardware"]
 
 
 def test_the_same_configuration_gives_the_same_numbers_and_the_seed_matters(tmp_path):
@@ -44,11 +52,11 @@ def test_the_same_configuration_gives_the_same_numbers_and_the_seed_matters(tmp_
             tables.append([{k: v for k, v in r.items() if k != "seconds"} for r in flatten(store.rows(), study)])
     assert tables[0] == tables[1]
     by_key = {(r["norm"], r["lr"], r["seed"]): r for r in tables[0]}
-    assert by_key["none", 0.05, 0]["losses"] != by_key["none", 0.05, 1]["losses"]
+    assert by_key["none", 0.05, 0]["curve.loss"] != by_key["none", 0.05, 1]["curve.loss"]
     # the probe comes before training, so the learning rate plays no part in it
     for feature in ("init.cosine_pooled", "init.grad_ratio", "verdict"):
         assert by_key["batch", 0.05, 0][feature] == by_key["batch", 0.2, 0][feature]
-    assert by_key["batch", 0.05, 0]["losses"] != by_key["batch", 0.2, 0]["losses"]
+    assert by_key["batch", 0.05, 0]["curve.loss"] != by_key["batch", 0.2, 0]["curve.loss"]
 
 
 @pytest.mark.parametrize(
@@ -90,10 +98,43 @@ def test_what_counts_as_failing():
 
 
 def test_the_first_steps_as_features():
-    features = micro_features(history([3.0, *([1.0] * 30)], [0.2] * 31))
-    assert features == {"loss": 1.0, "drop": 2.0, "worst": 3.0, "accuracy": pytest.approx(0.2), "diverged": 0.0}
-    assert micro_features(history([2.0, math.inf], [0.1, 0.1], diverged_at=1))["diverged"] == 1.0
-    assert micro_features(history([2.0] * 40, [0.1] * 40, diverged_at=30))["diverged"] == 0.0
+    features = micro_features(MicroTrain(0.1, 20, 8, (4.0, *([1.0] * 19)), False, None))
+    assert features["loss"] == 1.0
+    assert features["drop"] == 0.75
+    assert features["worst"] == 4.0
+    assert features["diverged"] == 0.0
+    lost = micro_features(MicroTrain(0.1, 20, 8, (2.0, math.inf), True, 1))
+    assert (lost["diverged"], lost["worst"]) == (1.0, math.inf)
+
+
+def test_the_curve_is_means_over_equal_stretches_and_ends_where_training_did():
+    assert curve(history([4.0, 2.0, 1.0, 1.0], [0.0, 1.0, 1.0, 1.0]), parts=2) == {
+        "loss": [3.0, 1.0],
+        "accuracy": [0.5, 1.0],
+    }
+    assert curve(history([4.0, 2.0, 1.0], [0.0] * 3, diverged_at=2, planned=8), parts=4)["loss"] == [3.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("net", "depth", "spec"),
+    [
+        ("resnet:width=8", 8, "resnet:width=8,blocks=1"),
+        ("resnet:width=8", 26, "resnet:width=8,blocks=4"),
+        ("convnext", 14, "convnext:blocks=2"),
+        ("vit", 26, "vit:depth=6"),
+        ("mixer", 2, "mixer:depth=1"),
+        ("plain:width=8", 14, "plain:width=8,depth=14"),
+    ],
+)
+def test_depth_is_counted_in_layers_whatever_the_network_is_built_of(net, depth, spec):
+    assert net_of(net, depth) == spec
+
+
+def test_training_alone():
+    done = execute(Trial.of("layerscope.study.trials:train", {"norm": "batch", **SMALL}))
+    assert done.state == "done", done.trace
+    assert 0.05 < done.result["outcome"]["mean_accuracy"] < 1
+    assert done.result["seconds_training"] > 0
 
 
 def test_features_of_an_empty_profile_are_missing_not_made_up():

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from layerscope.errors import StudyError, did_you_mean
 from layerscope.study.design import Study
+from layerscope.study.rejudge import rejudged
 from layerscope.study.scoring import Entry, Score, Scored, ceiling, entries, evaluate, number, reputation
 from layerscope.study.statistics import Interval
 from layerscope.verdict import evidence
@@ -50,7 +52,9 @@ class Scorecard:
             lines += [(title.upper(),), *(_cells(s) for s in scores)]
         widths = [max(len(line[i]) for line in lines if len(line) > i) for i in range(4)]
         table = ["  ".join(t.ljust(w) for t, w in zip(line, widths, strict=False)).rstrip() for line in lines]
-        return "\n".join([*head, *table])
+        missing = [f"{s.name} {s.missing}" for _, scores in self.groups for s in scores if s.missing]
+        note = textwrap.wrap(f"Trainings without a value: {', '.join(missing)}.", 80) if missing else []
+        return "\n".join([*head, *table, *note])
 
 
 def parts(study: Study) -> tuple[str, ...]:
@@ -65,7 +69,7 @@ def scorecard(study: Study, table: Sequence[Mapping[str, Any]], *, part: str = "
 
     Args:
         study: tells which arguments make a stratum: all that vary, but ``norm`` and ``seed``.
-        table: flat rows of its results.
+        table: flat rows of its results; verdicts are those of the present rules, see :mod:`layerscope.study.rejudge`.
         part: one of :func:`parts`; ``held-out:norm`` are the trainings of held-out norms, in whatever network.
         draws: bootstrap samples.
 
@@ -74,7 +78,7 @@ def scorecard(study: Study, table: Sequence[Mapping[str, Any]], *, part: str = "
     """
     if part not in parts(study):
         raise StudyError(f"no part {part!r}: {did_you_mean(part, parts(study))}")
-    everything = entries(table, strata_columns(study))
+    everything = entries(rejudged(table), strata_columns(study))
     rows = [e for e in everything if _is_in(e, part)]
     if not rows:
         raise StudyError("there is no finished training to score")
@@ -186,5 +190,4 @@ BASELINES: dict[str, Score] = {
 
 
 def _cells(s: Scored) -> tuple[str, ...]:
-    note = f" ({s.missing} missing)" if s.missing else ""
-    return (f"  {s.name}{note}", *(str(v) if v else "-" for v in (s.spearman, s.auroc, s.regret)))
+    return (f"  {s.name}", *(str(v) if v else "-" for v in (s.spearman, s.auroc, s.regret)))

@@ -174,6 +174,27 @@ def train(
     }
 
 
+def look(
+    *, norm: str, net: str, depth: int | None = None, data: str = "digits", batch_size: int = 32, seed: int = 0
+) -> dict[str, Any]:
+    """What the probe says of one batch, and nothing else; no training.
+
+    Arguments as in :func:`probe_and_train`.
+
+    Returns:
+        ``init``, ``series`` and ``hardware``, as there.
+    """
+    from layerscope import probe, sources
+
+    samples, net = _dataset(data), net_of(net, depth)
+    built = sources.build(net, norm, in_shape=samples.in_shape, classes=samples.classes, seed=seed)
+    batch = _batch(samples, batch_size, seed)
+    profile = probe.profile(
+        built.module, batch, batch_size=batch_size, seed=seed, source=net, norm=norm, batch_noise=False
+    )
+    return {"init": init_features(profile), "series": series(profile), "hardware": hardware()}
+
+
 def net_of(net: str, depth: int | None) -> str:
     """The network's spec with a depth, counted in weight layers along its main path.
 
@@ -190,13 +211,14 @@ def net_of(net: str, depth: int | None) -> str:
 
 
 def series(profile: Profile) -> dict[str, list[float | None]]:
-    """Second moment, cosine and scale-free gradient along the main path, to three digits."""
+    """Second moment, cosine, stable rank and scale-free gradient along the main path, to three digits."""
     from layerscope.verdict.trunk import trunk
 
     path = trunk(profile)
     return {
         "ms": [short(r.ms) for r in path.forward],
         "cosine": [short(r.cosine) for r in path.forward],
+        "rank": [short(r.stable_rank) for r in path.forward],
         "grad": [short(r.grad_scaled) for r in path.backward],
     }
 
@@ -274,4 +296,4 @@ def _check(values: Mapping[str, Sequence[Any]]) -> None:
                 raise LayerscopeError(f"{name} must be a whole number of at least 1, got {value!r}")
 
 
-probe_and_train.check = train.check = _check  # type: ignore[attr-defined]  # layerscope.study.runner.check looks here
+probe_and_train.check = train.check = look.check = _check  # type: ignore[attr-defined]  # layerscope.study.runner.check looks here

@@ -23,7 +23,10 @@ Padding = Literal["zeros", "circular"]
 GrowthKind = Literal["constant", "linear", "exponential", "vanishing"]
 
 #: Stated errors of cosine and rate at width >= 128, tested against random networks: without a border, with zero-padded
-#: maps, and for Variance Normalization, which amplifies what finite width adds.
+#: maps, and for Variance Normalization. Its divisor holds whatever pattern zero padding stamps on a channel of every
+#: sample: on a 2 x 2 map three degrees of freedom, which the recursion averages. Real nets of 20 layers on shrinking
+#: maps have cosine 0.78 at widths 64, 128 and 256 and batches of 16 and 64 alike, where 0.95 is predicted; without a
+#: border they tend to the prediction with width (0.82, 0.89, 0.91, 0.94 at 32, 64, 128, 256).
 ERRORS, PADDED_ERRORS, VARIANCE_ERRORS = (0.03, 0.015), (0.12, 0.05), (0.2, 0.08)
 
 #: Least stated error of the cosine along a residual stream.
@@ -297,5 +300,8 @@ def _notes(stack: Stack | None) -> tuple[str, ...]:
     if stack.padded and stack.positions[0] > 1 and stack.law.family != "weights":
         notes.append("zero padding is averaged over the map: border and middle are not told apart")
     if _errors(stack) == VARIANCE_ERRORS:
-        notes.append("Variance Normalization amplifies what finite width adds: real cosines are lower")
+        notes.append(
+            "Variance Normalization: real cosines are lower, by what finite width adds and, with zero padding, because "
+            "border patterns that all samples share make a channel's variance fluctuate however wide the network"
+        )
     return tuple(notes)

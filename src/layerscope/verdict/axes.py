@@ -22,6 +22,7 @@ from statistics import median
 
 from layerscope.probe.records import LayerRecord, Profile
 from layerscope.quantities import gradient, growth
+from layerscope.verdict.decision import forward_level
 from layerscope.verdict.thresholds import Thresholds
 from layerscope.verdict.trunk import Trunk, trunk
 from layerscope.verdict.types import Axis, Level
@@ -43,16 +44,18 @@ def forward_axis(profiles: Sequence[Profile], limits: Thresholds) -> Axis:
     kept = median(s[-1] / s[0] if s[0] > 0 else math.nan for s in series)
     t, ms = trunks[0], series[0]
     path = f"second moment {_number(ms[0])} at {t.forward[0].name}, {_number(ms[-1])} at {t.forward[-1].name}"
-    if factor > limits.growth_bad and is_exponential(t):
+    largest = median(max(s) / s[0] if s[0] > 0 else math.inf for s in series)
+    level = forward_level(factor, is_exponential(t), largest, kept, limits)
+    if level == "bad" and factor > limits.growth_bad and not kept <= limits.vanish_bad:
         where = _first_beyond(t, 10.0)
         text = f"activations explode: x{factor:.2f} per {t.unit} ({path})"
         return Axis("F", "bad", factor, spread, text, where)
-    if not kept > limits.vanish_bad:
+    if level == "bad":
         return Axis("F", "bad", factor, spread, f"the signal vanishes ({path})", _first_beyond(t, 0.01))
     if kept < limits.vanish_caution:
         text = f"the signal shrinks ({path})"
         return Axis("F", "caution", factor, spread, text, _first_beyond(t, limits.vanish_caution))
-    if factor > limits.growth_caution:
+    if level == "caution":
         text = f"activations grow x{factor:.2f} per {t.unit} ({path})"
         return Axis("F", "caution", factor, spread, text, _first_beyond(t, 10.0))
     return Axis("F", "good", factor, spread, f"stable: x{factor:.2f} per {t.unit} ({path})")

@@ -50,12 +50,12 @@ def _distance(row: Row) -> float | None:
     if not cosines:
         return None
     worst = max(cosines)
-    return -4.0 if math.isnan(worst) else math.log10(max(1.0 - worst, 1e-4))
+    return -4.0 if math.isnan(worst) else math.log10(min(max(1.0 - worst, 1e-4), 2.0))
 
 
 def _token_distance(row: Row) -> float | None:
     cosine = number(row, "init.cosine_token")
-    return None if cosine is None else -4.0 if math.isnan(cosine) else math.log10(max(1.0 - cosine, 1e-4))
+    return None if cosine is None else -4.0 if math.isnan(cosine) else math.log10(min(max(1.0 - cosine, 1e-4), 2.0))
 
 
 def _with_rate(name: str) -> Term:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from layerscope.errors import ProbeError
-from layerscope.probe.records import Profile
+from layerscope.probe.records import LayerRecord, Profile
 from layerscope.verdict import axes as measure
 from layerscope.verdict import evidence
 from layerscope.verdict.analytic import analytic_route
+from layerscope.verdict.decision import Cause, Facts, decide
 from layerscope.verdict.remedies import remedies
 from layerscope.verdict.sets import smallest_set
 from layerscope.verdict.thresholds import DEFAULT, Thresholds
@@ -66,32 +67,22 @@ def judge(
     tiny = smallest is not None and smallest[0] <= thresholds.smallest_set
     route: Analytic | None = analytic_route(several, path) if analytic else None
 
-    label: Label
-    where: str | None
-    if f.level == "bad":
-        label, reason, where = "fails", f.text, f.where
-    elif tiny and smallest is not None:
-        label, where = "unstable", smallest[1].name
-        reason = f"statistics over {smallest[0]} elements at {where}: their gradient diverges"
-    elif n.level == "bad":
-        label, reason, where = "unstable", n.text, n.where
-    elif any(m.diverged for m in micro):
-        label, reason, where = "unstable", _diverged(micro), None
-    elif b.level == "bad" and b.value is not None and not b.value < 1:
-        label, reason, where = "unstable", f"{b.text}: a normal learning rate is too high", b.where
-    elif b.level == "bad":
-        label, reason, where = "very slow", b.text, b.where
-    elif i.level == "bad":
-        label, reason, where = "very slow", i.text, i.where
-    elif micro and max(m.drop for m in micro) <= 0:
-        label, reason, where = "very slow", "the first steps do not learn", None
-    elif i.level == "caution" and not measure.inactive_branches(path):
-        label, reason, where = "slow", i.text, i.where
-    elif all(a.level == "unknown" for a in (f, i, b)):
+    label, cause = decide(
+        Facts(
+            forward=f.level,
+            informative=i.level,
+            backward=b.level,
+            noise=n.level,
+            shrinks=b.value is not None and b.value < 1,
+            tiny_sets=tiny,
+            inactive=measure.inactive_branches(path),
+            diverged=any(m.diverged for m in micro),
+            stuck=bool(micro) and max(m.drop for m in micro) <= 0,
+        )
+    )
+    if label == "unknown":
         return Verdict("unknown", found, "; ".join(a.text for a in (f, i, b)), analytic=route)
-    else:
-        label, where = "healthy", None
-        reason = _healthy(found)
+    reason, where = _why(cause, found, smallest, micro)
     if micro and not any(m.diverged for m in micro):
         gone = sorted(m.drop for m in micro)[len(micro) // 2]
         reason += f"; the loss fell by {gone:.0%} in {micro[0].steps} real steps at learning rate {micro[0].lr:g}"
@@ -104,6 +95,24 @@ def judge(
     # how often the package's own cut-offs were right says nothing about other ones
     record = evidence.track_record(label, "micro" if micro else "init") if thresholds == DEFAULT else ""
     return Verdict(label, found, _sentence(reason) + second, advice, where, route, record, tuple(micro))
+
+
+def _why(
+    cause: Cause, axes: tuple[Axis, ...], smallest: tuple[int, LayerRecord] | None, micro: Sequence[MicroTrain]
+) -> tuple[str, str | None]:
+    """The cause in words, and the first layer at which it shows."""
+    f, i, b, n = axes
+    if cause == "sets" and smallest is not None:
+        name = smallest[1].name
+        return f"statistics over {smallest[0]} elements at {name}: their gradient diverges", name
+    if cause == "steps diverged":
+        return _diverged(micro), None
+    if cause == "steps stuck":
+        return "the first steps do not learn", None
+    if cause == "backward" and b.value is not None and not b.value < 1:
+        return f"{b.text}: a normal learning rate is too high", b.where
+    axis = {"forward": f, "noise": n, "backward": b, "informative": i}.get(cause)
+    return (_healthy(axes), None) if axis is None else (axis.text, axis.where)
 
 
 def _diverged(micro: Sequence[MicroTrain]) -> str:

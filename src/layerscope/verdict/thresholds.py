@@ -19,6 +19,8 @@ class Thresholds:
     """A linear law gives 1.16 over blocks 5 to 9 of a stage."""
     growth_bad: float = 1.5
     """Doubling at every block gives 2."""
+    growth_total: float = 0.0
+    """Largest over first second moment below which growth, however steep, is not an explosion (yet)."""
     vanish_caution: float = 1e-2
     """Last over first second moment: zero padding alone costs an un-normalized 20-layer net a factor of 4e-3."""
     vanish_bad: float = 1e-6
@@ -46,6 +48,12 @@ class Thresholds:
     noise_caution: float = 0.5
     noise_bad: float = 1.5
     """Above 1 an image's representation depends more on its batch companions than on the image."""
+    # a few real steps
+    steps_worse: float = 1.5
+    """Loss at the end over the first one, above which training counts as breaking."""
+    steps_stuck: float = 0.0
+    """Share of the loss that must be gone."""
+
     smallest_set: int = 3
     """Statistics over this many elements or fewer: the gradient of a normalized set of three diverges."""
 

@@ -1,0 +1,76 @@
+"""From the levels of the axes to one label and its cause: the rule list itself, on plain values.
+
+Kept apart from measuring, so that the same rules can be applied again to the rows of a study.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from layerscope.verdict.thresholds import Thresholds
+from layerscope.verdict.types import Label, Level
+
+Cause = Literal[
+    "forward", "sets", "noise", "steps diverged", "backward", "steps stuck", "informative", "none", "unknown"
+]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """All that the rules look at."""
+
+    forward: Level
+    informative: Level
+    backward: Level
+    noise: Level
+    shrinks: bool = False
+    """The gradient gets smaller toward the input, not larger."""
+    tiny_sets: bool = False
+    """Some statistic is taken over too few elements."""
+    inactive: bool = False
+    """Residual branches add nothing yet, so what they will do cannot be seen."""
+    diverged: bool = False
+    """Real steps diverged."""
+    stuck: bool = False
+    """Real steps did not bring the loss down."""
+
+
+def decide(facts: Facts) -> tuple[Label, Cause]:
+    """The label and what decided it; the first rule that matches wins."""
+    if facts.forward == "bad":
+        return "fails", "forward"
+    if facts.tiny_sets:
+        return "unstable", "sets"
+    if facts.noise == "bad":
+        return "unstable", "noise"
+    if facts.diverged:
+        return "unstable", "steps diverged"
+    if facts.backward == "bad":
+        return ("very slow" if facts.shrinks else "unstable"), "backward"
+    if facts.informative == "bad":
+        return "very slow", "informative"
+    if facts.stuck:
+        return "very slow", "steps stuck"
+    if facts.informative == "caution" and not facts.inactive:
+        return "slow", "informative"
+    if facts.forward == facts.informative == facts.backward == "unknown":
+        return "unknown", "unknown"
+    return "healthy", "none"
+
+
+def forward_level(factor: float, exponential: bool, largest: float, kept: float, limits: Thresholds) -> Level:
+    """The level of axis F.
+
+    Args:
+        factor: growth of the second moment per step, over the tail of every stage.
+        exponential: the growth follows an exponential better than a straight line.
+        largest: largest second moment over the first.
+        kept: last second moment over the first.
+        limits: the cut-offs.
+    """
+    if factor > limits.growth_bad and exponential and not largest < limits.growth_total:
+        return "bad"
+    if not kept > limits.vanish_bad:
+        return "bad"
+    return "caution" if kept < limits.vanish_caution or factor > limits.growth_caution else "good"

@@ -1,0 +1,74 @@
+"""Verdicts of finished trials by the present rules."""
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from layerscope.study import flatten, inline, parse, run
+from layerscope.study.rejudge import rejudge, rejudged
+from layerscope.study.store import Store
+from layerscope.verdict.decision import Facts, decide, forward_level
+from layerscope.verdict.early import is_diverged, is_stuck
+from layerscope.verdict.thresholds import DEFAULT
+
+GOOD = Facts("good", "good", "good", "good")
+
+
+@pytest.mark.parametrize(
+    ("change", "label", "cause"),
+    [
+        ({}, "healthy", "none"),
+        ({"forward": "bad", "tiny_sets": True, "diverged": True}, "fails", "forward"),
+        ({"tiny_sets": True, "noise": "bad"}, "unstable", "sets"),
+        ({"noise": "bad", "diverged": True}, "unstable", "noise"),
+        ({"diverged": True, "backward": "bad"}, "unstable", "steps diverged"),
+        ({"backward": "bad"}, "unstable", "backward"),
+        ({"backward": "bad", "shrinks": True}, "very slow", "backward"),
+        ({"informative": "bad", "stuck": True}, "very slow", "informative"),
+        ({"stuck": True, "informative": "caution"}, "very slow", "steps stuck"),
+        ({"informative": "caution"}, "slow", "informative"),
+        ({"informative": "caution", "inactive": True}, "healthy", "none"),
+        ({"forward": "unknown", "informative": "unknown", "backward": "unknown"}, "unknown", "unknown"),
+        ({"forward": "unknown", "informative": "unknown"}, "healthy", "none"),
+    ],
+)
+def test_the_first_rule_that_matches_decides(change, label, cause):
+    assert decide(replace(GOOD, **change)) == (label, cause)
+
+
+def test_levels_of_the_forward_axis():
+    limits = replace(DEFAULT, growth_total=10.0)
+    assert forward_level(2.0, True, 100.0, 100.0, limits) == "bad"
+    # steep over three blocks, but nothing has grown yet
+    assert forward_level(2.0, True, 4.0, 4.0, limits) == "caution"
+    assert forward_level(2.0, False, 100.0, 100.0, limits) == "caution"
+    assert forward_level(1.1, True, 2.0, 2.0, limits) == "good"
+    assert forward_level(0.5, True, 1.0, limits.vanish_bad / 2, limits) == "bad"
+    assert forward_level(0.5, True, 1.0, math.nan, limits) == "bad"
+
+
+def test_what_losses_say():
+    assert is_diverged([2.3, 2.0, math.inf])
+    assert is_diverged([2.3] + [2.3 * DEFAULT.steps_worse * 1.01] * 5)
+    assert not is_diverged([2.3, 9.0, 2.0, 1.5, 1.2])
+    assert is_stuck([2.3, 2.5, 2.5, 2.5])
+    assert not is_stuck([2.3, 1.5, 1.2, 1.0])
+
+
+def test_a_row_is_judged_as_its_network_was(tmp_path):
+    study = parse(
+        {
+            "grid": {"norm": ["batch", "layer", "none", "group:size=1"], "net": ["plain:width=8", "resnet:width=8"]},
+            "fixed": {"depth": 8, "steps": 2, "batch_size": 8, "lr": 0.05},
+        }
+    )
+    run(study, inline, store=tmp_path / "s.sqlite")
+    with Store(tmp_path / "s.sqlite") as store:
+        table = flatten(store.rows(), study)
+    assert {r["state"] for r in table} == {"done"}, [r["error"] for r in table]
+    for row in table:
+        assert rejudge(row) == (row["verdict"], row["micro.verdict"]), row["norm"]
+    strict = rejudged(table, replace(DEFAULT, noise_bad=1e-9))
+    assert {r["verdict"] for r in strict if r["norm"] == "batch"} == {"unstable"}
+    assert rejudged([{"state": "failed"}]) == [{"state": "failed"}]

@@ -91,6 +91,20 @@ def _softmax(logits):
 
 
 @triton.jit
+def _add(spot, value, again):
+    """Start or continue a sum in this program's slab."""
+    tl.store(spot, tl.load(spot, mask=again, other=0) + value)
+
+
+@triton.jit
+def _add_moments(spot, z, t, C, ok, again):
+    """The same for the sums of t z and t z^2, C numbers apart."""
+    one = z * t[None, :]
+    tl.store(spot, tl.load(spot, mask=ok & again, other=0) + tl.sum(one, 1), mask=ok)
+    tl.store(spot + C, tl.load(spot + C, mask=ok & again, other=0) + tl.sum(one * z, 1), mask=ok)
+
+
+@triton.jit
 def _collect(
     x, centre, table, tau, partial, tiles, row_tiles, T, C, S, sb, sc, ss,
     K: tl.constexpr, KP: tl.constexpr, BC: tl.constexpr, BM: tl.constexpr, EM: tl.constexpr,
@@ -114,31 +128,21 @@ def _collect(
         if EM:
             hard = tl.where(inside[:, None], _softmax(logits * T), 0.0)
         for k in tl.static_range(K):
-            one = tl.sum(tl.where(kk[None, :] == k, soft, 0.0), 1)
-            spot = slab + k * width + 2 * C
-            tl.store(spot, tl.load(spot, mask=again, other=0) + tl.sum(one, 0))
+            _add(slab + k * width + 2 * C, tl.sum(tl.where(kk[None, :] == k, soft, 0.0)), again)
             if EM:
-                spot += K * width
-                two = tl.sum(tl.where(kk[None, :] == k, hard, 0.0), 1)
-                tl.store(spot, tl.load(spot, mask=again, other=0) + tl.sum(two, 0))
+                _add(slab + (K + k) * width + 2 * C, tl.sum(tl.where(kk[None, :] == k, hard, 0.0)), again)
         for c0 in range(0, C, BC):
             c = c0 + tl.arange(0, BC)
             ok = c < C
-            kept = ok & again
             at = c[:, None] * sc + s[None, :] * ss
             z = tl.load(base + at, mask=ok[:, None] & inside[None, :], other=0).to(tl.float32)
             z -= tl.load(centre + c, mask=ok, other=0)[:, None]
             z = tl.where(inside[None, :], z, 0.0)
             for k in tl.static_range(K):
-                spot = slab + k * width + c
-                one = z * tl.sum(tl.where(kk[None, :] == k, soft, 0.0), 1)[None, :]
-                tl.store(spot, tl.load(spot, mask=kept, other=0) + tl.sum(one, 1), mask=ok)
-                tl.store(spot + C, tl.load(spot + C, mask=kept, other=0) + tl.sum(one * z, 1), mask=ok)
+                _add_moments(slab + k * width + c, z, tl.sum(tl.where(kk[None, :] == k, soft, 0.0), 1), C, ok, again)
                 if EM:
-                    spot += K * width
-                    two = z * tl.sum(tl.where(kk[None, :] == k, hard, 0.0), 1)[None, :]
-                    tl.store(spot, tl.load(spot, mask=kept, other=0) + tl.sum(two, 1), mask=ok)
-                    tl.store(spot + C, tl.load(spot + C, mask=kept, other=0) + tl.sum(two * z, 1), mask=ok)
+                    t = tl.sum(tl.where(kk[None, :] == k, hard, 0.0), 1)
+                    _add_moments(slab + (K + k) * width + c, z, t, C, ok, again)
         tl.debug_barrier()  # the next tile reads these sums, perhaps in other warps
 
 

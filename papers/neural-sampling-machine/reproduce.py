@@ -1,10 +1,10 @@
 """Train and measure every network of the comparison; finished trials are kept, so that a stopped run goes on.
 
-python papers/neural-sampling-machine/run.py cnn --epochs 30 --device cuda
-python papers/neural-sampling-machine/run.py mlp --epochs 30 --device cuda
-python papers/neural-sampling-machine/run.py mlp --data digits --epochs 20
-python papers/neural-sampling-machine/run.py percentiles
-python papers/neural-sampling-machine/run.py tables
+python papers/neural-sampling-machine/reproduce.py cnn --epochs 30 --device cuda
+python papers/neural-sampling-machine/reproduce.py mlp --epochs 30 --device cuda
+python papers/neural-sampling-machine/reproduce.py mlp --data digits --epochs 20
+python papers/neural-sampling-machine/reproduce.py percentiles
+python papers/neural-sampling-machine/reproduce.py tables
 """
 
 from __future__ import annotations

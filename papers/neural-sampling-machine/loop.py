@@ -42,13 +42,13 @@ def train(
     on_gpu = device.type == "cuda"
     rate = torch.tensor(lr, device=device) if on_gpu else lr
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0, capturable=on_gpu, fused=on_gpu)
-    layers = [m for m in model.modules() if isinstance(m, SamplingLayer)]
+    samples = [m for m in model.modules() if isinstance(m, SamplingLayer) and m.mode not in ("sign", "mean")]
     losses = torch.zeros(steps, device=device)
     model.train()
 
     def step(images: Tensor, labels: Tensor) -> Tensor:
         optimizer.zero_grad(set_to_none=True)
-        if copies > 1 and layers:
+        if copies > 1 and samples:
             with folded(model, copies):
                 out = model(images)
             loss = F.cross_entropy(out, labels.repeat(copies))

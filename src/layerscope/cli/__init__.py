@@ -24,6 +24,7 @@ TABLE: dict[str, tuple[str, str]] = {
     "encrypted": ("encrypted", "what encrypted inference costs, layer by layer; client and server"),
     "focus": ("focus", "skip the pixels that do not matter, or say that it does not pay"),
     "medic": ("medic", "remove a backdoor by cloning what matters, and judge every removal"),
+    "sampling": ("sampling", "stochastic units that normalize themselves"),
     "reproduce": ("reproduce", "run the study behind a paper of this checkout, such as medic"),
     "norms": ("norms", "list the normalization layers and their parameters"),
     "nets": ("nets", "list the reference networks"),

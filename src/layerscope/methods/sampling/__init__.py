@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from layerscope.methods.sampling.conversion import convert as convert
     from layerscope.methods.sampling.errors import SamplingError as SamplingError
     from layerscope.methods.sampling.errors import SamplingWarning as SamplingWarning
+    from layerscope.methods.sampling.evaluation import Evaluation as Evaluation
+    from layerscope.methods.sampling.evaluation import accuracy_by_bits as accuracy_by_bits
+    from layerscope.methods.sampling.evaluation import evaluate as evaluate
+    from layerscope.methods.sampling.evaluation import rotate as rotate
     from layerscope.methods.sampling.functional import firing_probability as firing_probability
     from layerscope.methods.sampling.functional import sample as sample
     from layerscope.methods.sampling.hardware import SynapseArray as SynapseArray
@@ -45,6 +49,9 @@ if TYPE_CHECKING:
     from layerscope.methods.sampling.observation import observe as observe
     from layerscope.methods.sampling.predictor import Prediction as Prediction
     from layerscope.methods.sampling.predictor import predict as predict
+    from layerscope.methods.sampling.storage import is_saved_model as is_saved_model
+    from layerscope.methods.sampling.storage import load_model as load_model
+    from layerscope.methods.sampling.storage import save_model as save_model
     from layerscope.methods.sampling.uncertainty import Reliability as Reliability
     from layerscope.methods.sampling.uncertainty import auroc as auroc
     from layerscope.methods.sampling.uncertainty import mutual_information as mutual_information
@@ -86,6 +93,13 @@ __getattr__, __dir__, __all__ = lazy(
         "negative_log_likelihood": "uncertainty",
         "Reliability": "uncertainty",
         "auroc": "uncertainty",
+        "evaluate": "evaluation",
+        "Evaluation": "evaluation",
+        "accuracy_by_bits": "evaluation",
+        "rotate": "evaluation",
+        "save_model": "storage",
+        "load_model": "storage",
+        "is_saved_model": "storage",
         "export": "hardware",
         "SynapseArray": "hardware",
         "fixed_point": "hardware",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 import torch
@@ -21,6 +21,8 @@ from layerscope.surgery.trace import Flow, Step, trace
 
 _SHAPES = frozenset({"flatten", "reshape", "view", "max_pool2d", "boolean_dispatch", "permute", "transpose"})
 _SHAPE_MODULES = (nn.Flatten, nn.Unflatten, nn.MaxPool1d, nn.MaxPool2d)
+#: Activations that a step stands in for: flat on one side or on both. What goes on falling below zero needs a word.
+_STEPS = (nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.Tanh, nn.Sigmoid, nn.Hardsigmoid, nn.Softsign)
 #: At eval they hand their input through, so that a trace does not see them.
 _DROPS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout)
 
@@ -69,6 +71,7 @@ def convert(
     threshold: float = 0.0,
     target: float = 0.7,
     seed: int = 0,
+    any_activation: bool = False,
 ) -> Converted:
     """Turn every ``nn.Linear`` and ``nn.Conv2d`` whose output goes only to an activation into sampling units, in place.
 
@@ -76,7 +79,8 @@ def convert(
     dropout, which would put zeros among the signs; the noise is in the units. The weights are carried over as
     directions. Magnitudes and biases are set from the example (:func:`initialize`) and then take over the scale and
     shift of the norm that stood there, so that P follows ``target`` times the old normalized pre-activation. The
-    classifier, and layers that feed something else, stay.
+    classifier, and layers that feed something else, stay; ``str(converted)`` says why. A layer whose inputs turn out
+    not to be signs (behind an average pool, a sum, a norm) takes the exact variance.
     Expect to train (or fine-tune) afterwards: a threshold is not a ReLU.
 
     Args:
@@ -88,9 +92,10 @@ def convert(
         threshold: where inputs are binarized.
         target: standard deviation of P after initialization.
         seed: of the samples drawn during initialization.
+        any_activation: also convert layers before an activation that no step resembles, such as GELU or LeakyReLU.
 
     Raises:
-        SamplingError: no layer can be converted, or fewer than two examples.
+        SamplingError: no layer can be converted (with the reason for each), or fewer than two examples.
         SwapError: the example does not run, or the network is wrapped, compiled or scripted.
     """
     if len(example) < 2:
@@ -102,16 +107,15 @@ def convert(
     units: list[Unit] = []
     new: dict[str, nn.Module] = {}
     made: list[tuple[SamplingLayer, Known | None]] = []
+    chains = _chains(model, flow, any_activation)
     for path, module in model.named_modules():
         if type(module) not in (nn.Linear, nn.Conv2d):
             continue
-        kind = type(module).__name__
-        try:
-            chain = _behind(flow, module)
-        except _StaysError as reason:
-            units.append(Unit(path, kind, None, str(reason)))
+        kind, chain = type(module).__name__, chains[path]
+        if isinstance(chain, _StaysError):
+            units.append(Unit(path, kind, None, str(chain)))
             continue
-        layer = _sampling(module, noise)
+        layer = sampling_layer_like(module, noise)
         door = _reads_input(flow, module)
         note = [f"takes the place of {', '.join(f'{s.name} {s.path!r}' for s in chain)}"]
         if door and inputs == "binarize":
@@ -126,13 +130,17 @@ def convert(
     new |= {path: nn.Identity() for path in dropped}
     swap = exchange(model, new)
     try:
-        with _exact_where_needed([layer for layer, _ in made]):
+        with _exact_where_needed([layer for layer, _ in made]) as exact:
             initialize(swap.model, example, target, seed)
         for layer, norm in made:
             _take_over(layer, norm, target)
     except BaseException:
         swap.undo()
         raise
+    converted = iter(layer for layer, _ in made)
+    for i, unit in enumerate(units):
+        if unit.becomes is not None and id(next(converted)) in exact:
+            units[i] = replace(unit, note=f"{unit.note}; its inputs are not all -1 or +1: exact variance")
     return Converted(tuple(units), dropped, swap)
 
 
@@ -140,13 +148,38 @@ class _StaysError(Exception):
     """Why a layer is not converted."""
 
 
-def _behind(flow: Flow, module: nn.Module) -> list[Step]:
+def _chains(model: nn.Module, flow: Flow, any_activation: bool) -> dict[str, list[Step] | _StaysError]:
+    """Path of every linear and convolution layer -> the norm and activation behind it, or why it stays.
+
+    A module that is called at several places can only become an identity at all of them: one that also stands where
+    nothing is converted keeps its layers from being converted.
+    """
+    found: dict[str, list[Step] | _StaysError] = {}
+    for path, module in model.named_modules():
+        if type(module) in (nn.Linear, nn.Conv2d):
+            try:
+                found[path] = _behind(flow, module, any_activation)
+            except _StaysError as reason:
+                found[path] = reason
+    while True:
+        taken = {id(step) for chain in found.values() if isinstance(chain, list) for step in chain}
+        kept = {
+            path: _StaysError(f"{step} behind it is also called where nothing is converted")
+            for path, chain in found.items()
+            if isinstance(chain, list)
+            for step in chain
+            if step.module is not None and any(id(call) not in taken for call in flow.calls(step.module))
+        }
+        if not kept:
+            return found
+        found |= kept
+
+
+def _behind(flow: Flow, module: nn.Module, any_activation: bool) -> list[Step]:
     """The norm and activation that alone read this layer, in order; ends with the activation."""
     calls = flow.calls(module)
     if len(calls) != 1:
         raise _StaysError("the example does not run it" if not calls else f"called {len(calls)} times")
-    if isinstance(module, nn.Conv2d) and (module.padding_mode != "zeros" or isinstance(module.padding, str)):
-        raise _StaysError(f"padding {module.padding!r} in mode {module.padding_mode!r} is not supported")
     step, chain = calls[0], list[Step]()
     while True:
         readers = flow.readers(step.outputs[0])
@@ -158,14 +191,18 @@ def _behind(flow: Flow, module: nn.Module) -> list[Step]:
         reader = step.module
         if reader is None:
             if step.name not in _SHAPES:
-                raise _StaysError(f"read by {step}, and no activation module follows")
+                hint = ": write it as a module, nn.ReLU()" if step.name in ("relu", "relu_") else ""
+                raise _StaysError(f"read by {step}, and no activation module follows{hint}")
             continue
         if isinstance(reader, _SHAPE_MODULES):
             continue
         known = describe(reader)
-        if len(flow.calls(reader)) > 1:
-            raise _StaysError(f"{step} behind it is called at several places")
-        if is_activation(reader) or (known is not None and known.act is not None and is_activation(known.act)):
+        act = reader if is_activation(reader) else None if known is None else known.act
+        if act is not None and is_activation(act):
+            if not any_activation and type(act) not in _STEPS:
+                raise _StaysError(
+                    f"followed by {type(act).__name__}, which no step resembles; any_activation=True converts it anyway"
+                )
             return [*chain, step]
         if known is None:
             raise _StaysError(f"read by {step}, and no activation follows")
@@ -182,7 +219,8 @@ def _reads_input(flow: Flow, module: nn.Module) -> bool:
     return True
 
 
-def _sampling(module: nn.Module, noise: str | Noise) -> SamplingLayer:
+def sampling_layer_like(module: nn.Module, noise: str | Noise, bias: bool = True) -> SamplingLayer:
+    """A sampling layer in the shape of an ``nn.Linear`` or ``nn.Conv2d``, with its weights as directions."""
     layer: SamplingLayer
     if isinstance(module, nn.Conv2d):
         layer = SamplingConv2d(
@@ -190,14 +228,16 @@ def _sampling(module: nn.Module, noise: str | Noise) -> SamplingLayer:
             module.out_channels,
             cast("tuple[int, int]", module.kernel_size),
             cast("tuple[int, int]", module.stride),
-            cast("tuple[int, int]", module.padding),
+            cast("tuple[int, int] | str", module.padding),
             cast("tuple[int, int]", module.dilation),
             module.groups,
+            bias,
+            module.padding_mode,
             noise=noise,
         )
     else:
         assert isinstance(module, nn.Linear)
-        layer = SamplingLinear(module.in_features, module.out_features, noise=noise)
+        layer = SamplingLinear(module.in_features, module.out_features, bias, noise=noise)
     layer.to(device=module.weight.device, dtype=module.weight.dtype)
     with torch.no_grad():
         layer.weight.copy_(module.weight)
@@ -218,17 +258,22 @@ def _take_over(layer: SamplingLayer, norm: Known | None, target: float) -> None:
 
 
 @contextmanager
-def _exact_where_needed(layers: list[SamplingLayer]) -> Iterator[None]:
-    """Inside, a layer that receives anything but -1 and +1 turns to the exact variance before it computes."""
+def _exact_where_needed(layers: list[SamplingLayer]) -> Iterator[set[int]]:
+    """Inside, a layer that receives anything but -1 and +1 turns to the exact variance before it computes.
+
+    Yields the ids of those that did.
+    """
+    turned: set[int] = set()
 
     def look(layer: nn.Module, args: tuple[Any, ...]) -> None:
         assert isinstance(layer, SamplingLayer)
         if not bool((args[0].abs() == 1).all()):
             layer.variance = "exact"
+            turned.add(id(layer))
 
     handles = [layer.register_forward_pre_hook(look) for layer in layers]
     try:
-        yield
+        yield turned
     finally:
         for handle in handles:
             handle.remove()

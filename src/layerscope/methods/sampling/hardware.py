@@ -6,6 +6,7 @@ scale of a row is never stored, and the best integers are those that point most 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from layerscope.methods.sampling.context import sampling_layers
-from layerscope.methods.sampling.errors import SamplingError
+from layerscope.methods.sampling.errors import SamplingError, SamplingWarning
 from layerscope.methods.sampling.noises import Noise
 from layerscope.methods.sampling.noises import noise as read_noise
 
@@ -99,11 +100,21 @@ def export(model: nn.Module, bits: int = 8, noise: str | Noise | None = None) ->
         bits: bits of the integer weights, 2 to 16.
         noise: the device's noise; each layer's own if left out. The offsets a_i = beta_i kappa - m follow from it.
 
+    Warns:
+        SamplingWarning: a row of zeros. Look at ``normality`` too.
+
     Raises:
         SamplingError: no sampling layer, or fewer than 2 bits or more than 16.
     """
     arrays = []
     for path, layer in sampling_layers(model):
+        if len(empty := torch.nonzero(layer.norm().detach() == 0).flatten()):
+            warnings.warn(
+                f"{path or type(layer).__name__}: unit(s) {empty[:5].tolist()} have a weight row of zeros, on which "
+                "no bias can be put: on a device they output +1 whatever c says; call reset_parameters() and train",
+                SamplingWarning,
+                stacklevel=2,
+            )
         device = layer.noise if noise is None else read_noise(noise)
         integers = fixed_point_rows(layer.weight, bits)
         length = integers.double().flatten(1).norm(dim=1)

@@ -112,9 +112,12 @@ class SamplingLayer(nn.Module):
         return length
 
     def effective_fan_in(self) -> Tensor:
-        """(sum w^2)^2 / sum w^4 of every unit, [O]: how many equal connections its row is worth. In [1, fan-in]."""
-        w = self.weight.detach().double().flatten(1).square()
-        return w.sum(1).square() / w.square().sum(1)
+        """(sum w^2)^2 / sum w^4 of every unit, [O]: how many equal connections its row is worth.
+
+        In [1, fan-in]; 0 for a row of zeros.
+        """
+        w = S.direction(self.weight.detach().double()).flatten(1).square()
+        return (w.sum(1).square() / w.square().sum(1)).masked_fill(w.sum(1) == 0, 0.0)
 
     def pre_activation(self, z: Tensor) -> Tensor:
         """P, the argument of erf: what the unit's probability is made of. Same shape as the output.

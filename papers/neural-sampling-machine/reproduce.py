@@ -1,17 +1,16 @@
 """Train and measure every network of the comparison; finished trials are kept, so that a stopped run goes on.
 
-python papers/neural-sampling-machine/run.py cnn --epochs 30 --device cuda
-python papers/neural-sampling-machine/run.py mlp --epochs 30 --device cuda
-python papers/neural-sampling-machine/run.py mlp --data digits --epochs 20
-python papers/neural-sampling-machine/run.py percentiles
-python papers/neural-sampling-machine/run.py tables
+python papers/neural-sampling-machine/reproduce.py cnn --epochs 30 --device cuda
+python papers/neural-sampling-machine/reproduce.py mlp --epochs 30 --device cuda
+python papers/neural-sampling-machine/reproduce.py mlp --data digits --epochs 20
+python papers/neural-sampling-machine/reproduce.py percentiles
+python papers/neural-sampling-machine/reproduce.py tables
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import statistics
 import time
 from dataclasses import asdict, dataclass, fields
@@ -22,7 +21,6 @@ from loop import train
 from models import HIDDEN, cnn, mlp
 from tables import tables
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from layerscope import data
 from layerscope.methods.sampling import (
@@ -34,6 +32,7 @@ from layerscope.methods.sampling import (
     predict,
     predictive_entropy,
     reliability,
+    rotate,
 )
 from layerscope.training import fit
 
@@ -88,14 +87,6 @@ def probabilities(model: nn.Module, x: Tensor, passes: int, dropout: bool = Fals
 
 def accuracy(probs: Tensor, y: Tensor) -> float:
     return float((probs.argmax(-1) == y).double().mean())
-
-
-def rotate(x: Tensor, degrees: float) -> Tensor:
-    """Images rotated about their centre, with the background's -1 outside."""
-    angle = math.radians(degrees)
-    turn = torch.tensor([[math.cos(angle), -math.sin(angle), 0.0], [math.sin(angle), math.cos(angle), 0.0]])
-    grid = F.affine_grid(turn.to(x.device).expand(len(x), 2, 3), list(x.shape), align_corners=False)
-    return F.grid_sample(x + 1, grid, align_corners=False) - 1
 
 
 def hidden_layers(model: nn.Module) -> list[nn.Module]:
@@ -206,6 +197,7 @@ def trials(args: argparse.Namespace) -> list[Trial]:
         "batch": args.batch,
         "target": args.target,
         "copies": args.copies,
+        "images": args.images,
     }
     halves = [kinds] if args.kinds else [kinds[: len(first)], kinds[len(first) :]]
     return [
@@ -278,7 +270,7 @@ def main() -> None:
     parser.add_argument("--pool", default="avg", choices=["max", "avg"], help="of the CNN")
     parser.add_argument("--lr", type=float, nargs="*", default=list(RATES))
     parser.add_argument("--target", type=float, default=1.5, help="spread of P after initialization")
-    parser.add_argument("--copies", type=int, default=1, help="samples of every image in one step of a sampling net")
+    parser.add_argument("--copies", type=int, default=4, help="samples of every image in one step of a sampling net")
     parser.add_argument("--kinds", nargs="*", default=[], help="all by default")
     parser.add_argument("--images", type=int, default=0, help="training images; 0 for all")
     parser.add_argument("--passes", type=int, default=20, help="averaged at test time")

@@ -1,0 +1,64 @@
+"""Weights from a file, for every command that takes a network and its checkpoint."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def load_into(model: nn.Module, checkpoint: Path, name: str) -> None:
+    """Load a state dict into ``model``.
+
+    Raises:
+        SourceError: no such file, not plain weights, or weights of another network.
+    """
+    from layerscope.errors import SourceError
+
+    try:
+        model.load_state_dict(read_state(checkpoint))
+    except (RuntimeError, TypeError) as error:
+        first = " ".join(str(error).split())[:300]
+        raise SourceError(f"{checkpoint} does not fit {name}: {first}") from None
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """A state dict (.pt or .safetensors), read without running any code from the file.
+
+    Raises:
+        SourceError: no such file, or not plain weights.
+        MissingExtraError: .safetensors without the package.
+    """
+    import torch
+
+    from layerscope.errors import MissingExtraError, SourceError
+
+    if not checkpoint.is_file():
+        raise SourceError(f"there is no checkpoint {str(checkpoint)!r}")
+    if checkpoint.suffix == ".safetensors":
+        try:
+            from safetensors import SafetensorError
+            from safetensors.torch import load_file
+        except ImportError:
+            raise MissingExtraError("safetensors", "zoo", "reading .safetensors") from None
+        try:
+            return dict(load_file(checkpoint))
+        except SafetensorError as error:
+            raise SourceError(f"{checkpoint} cannot be read as safetensors: {error}") from None
+    try:
+        found = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise SourceError(
+            f"{checkpoint} cannot be read as plain weights ({first}); save  model.state_dict()  and not the model: "
+            "loading whole models from strangers runs their code"
+        ) from None
+    for key in ("state_dict", "model"):
+        if isinstance(found, dict) and isinstance(found.get(key), dict):
+            found = found[key]
+    if not isinstance(found, dict):
+        raise SourceError(f"{checkpoint} holds a {type(found).__name__}; expected a state dict")
+    return {str(k).removeprefix("module."): v for k, v in found.items()}

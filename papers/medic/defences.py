@@ -5,7 +5,7 @@ Fresh networks all get the same number of steps; none of the settings was chosen
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any

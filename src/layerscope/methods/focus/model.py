@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -76,6 +76,7 @@ class FocusedModel(nn.Module):
         self._backend_name = backend
         self._example_shape = tuple(example.shape)
         self._mostly_dense = False
+        self._elsewhere: str | None = None
         self._warned: set[str] = set()
         self._buffer_names: list[str] = []
         self._runner: Runner | None = None
@@ -213,6 +214,8 @@ class FocusedModel(nn.Module):
                 "a FocusedModel cannot be compiled or exported: its shapes depend on the data; export .dense"
             )
         check_input(x)
+        if self.training or self.dense.training:
+            raise FocusError("a FocusedModel is for inference only and is in training mode; call .eval()")
         if torch.is_grad_enabled() and x.requires_grad:
             raise FocusError(
                 "x requires grad: focusing is for inference only; call it under torch.no_grad() or use .dense"
@@ -224,11 +227,28 @@ class FocusedModel(nn.Module):
         with torch.no_grad():
             return self._forward(x, aoi)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FocusedModel:
+        """Moves or converts the network (``.to``, ``.double``), then packs the weights again if it can still focus."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's
+        others = {
+            f"the model is on {p.device.type}" if p.device.type != "cpu" else f"the model is {p.dtype}"
+            for p in (*self.dense.parameters(), *self.dense.buffers())
+            if p.device.type != "cpu" or (p.is_floating_point() and p.dtype != torch.float32)
+        }
+        self._elsewhere = min(others, default=None)
+        if self._elsewhere is None and self.config is not None:
+            self._rebuild()
+        return self
+
     def _cannot(self, x: Tensor) -> str | None:
-        if self._runner is None:
+        if self.config is None:
             return "not focused"
         if x.shape[0] == 0:
             return "an empty batch"
+        if self._elsewhere is not None:
+            return f"{self._elsewhere}; the kernels are float32 on the CPU"
+        if torch.is_autocast_enabled("cpu"):
+            return "autocast is on; the kernels are float32"
         if x.device.type != "cpu":
             return f"the input is on {x.device.type}; the kernels are for the CPU"
         if x.dtype != torch.float32:
@@ -259,7 +279,7 @@ class FocusedModel(nn.Module):
         if len(dense) == len(self.last_route):
             return self.dense(x)
         focused = [i for i in range(grid[0]) if i not in set(dense)]
-        kept = rows.view(*grid, -1)[focused].movedim(-1, 1)
+        kept = runner.part(value, torch.tensor(focused), x)
         parts = runner.tail(kept, mask[focused]), self.dense(x[dense])
         return _merge(parts, (focused, dense), grid[0])
 

@@ -385,9 +385,7 @@ class _Search:
                 here = (mask.flatten(1).any(1) & ~mask.flatten(1).all(1)).nonzero()[:, 0]
                 lost = torch.zeros(len(x), dtype=torch.float64)
                 if len(here):
-                    rows, grid = runner.maps(value)
-                    part = rows.view(*grid, -1)[here].movedim(-1, 1)
-                    output = runner.tail(part, mask[here].contiguous())
+                    output = runner.tail(runner.part(value, here, x), mask[here].contiguous())
                     lost[here] = dense[here] - self.metric(output, labels[here]).reshape(-1).double()
                 differences.append(lost)
         lost = 100 * torch.cat(differences)

@@ -53,7 +53,8 @@ class _Masked(fx.Interpreter):
 
 
 def shrink(mask: Tensor, size: tuple[int, int]) -> Tensor:
-    """The set on a coarser grid: active where any position of the s x s cell is; the last cell may be cut off.
+    """The set on a coarser grid: active where any position of the s x s cell is; the last cell may be cut off, or
+    stick out, and then repeats the border.
 
     A stride of 1 may still take positions off the border or add some: the same at both sides.
     """
@@ -67,4 +68,6 @@ def shrink(mask: Tensor, size: tuple[int, int]) -> Tensor:
             for new, old in zip(size, (height, width), strict=True)
         )
         return mask[:, rows][:, :, columns]
-    return F.max_pool2d(mask[:, None].float(), stride, ceil_mode=True)[:, 0, : size[0], : size[1]] > 0
+    missing = [max(0, new * s - old) for new, s, old in zip(size, stride, (height, width), strict=True)]
+    whole = F.pad(mask[:, None].float(), (0, missing[1], 0, missing[0]), mode="replicate")
+    return F.max_pool2d(whole, stride)[:, 0, : size[0], : size[1]] > 0

@@ -1,4 +1,4 @@
-"""Would active rows pay on a GPU? An indirect convolution in Triton against cuDNN, layer by layer; whole dense networks.
+"""Would active rows pay on a GPU? An indirect convolution in Triton against cuDNN, layer by layer; whole networks.
 
     python benchmarks/focus_gpu.py --out focus_gpu.jsonl      # needs a CUDA device and timm; about a minute
 

@@ -21,7 +21,7 @@ from layerscope.methods.focus.graph import check_input, trace
 from layerscope.methods.focus.levels import Level
 from layerscope.methods.focus.plan import make_plan, zero_fills
 from layerscope.methods.focus.records import FocusConfig, FocusReport
-from layerscope.methods.focus.relevance import Relevance, evidence_of, make_relevance
+from layerscope.methods.focus.relevance import Relevance, fitting_set, make_relevance
 from layerscope.methods.focus.runner import Runner
 from layerscope.plain import from_plain, to_plain
 
@@ -99,8 +99,7 @@ class FocusedModel(nn.Module):
         plan = make_plan(traced, traced.cut(config.cut), stem_on_rows=backend.stem_on_rows)
         features = evidence = None
         if config.relevance in ("novelty", "evidence") and calibration:
-            seen = [evidence_of(traced, plan.cut.node, b) for b in calibration]
-            features, evidence = torch.cat([f for f, _ in seen]), torch.cat([e for _, e in seen])
+            features, evidence = fitting_set(traced, plan.cut.node, calibration)
         self._set_relevance(make_relevance(config.relevance, plan.cut.channels, features, evidence))
         if config.fill == "mean":
             if not calibration:

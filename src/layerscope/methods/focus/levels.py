@@ -125,6 +125,7 @@ class Level:
         self.map, self.position, self.counts = self.tables.number(self.mask)
         self.n = int(self.position.numel())
         self.is_full = self.n == self.mask.numel()
+        self._unchanged: set[Geometry] = set()
         self._down: dict[tuple[object, ...], Level] = {}
         self.made: dict[Geometry, Level] = {}
         """Levels made from this one, by the layer that made them."""
@@ -144,9 +145,13 @@ class Level:
 
     def through(self, geometry: Geometry) -> Level:
         """The level after a layer of this geometry; the same object for every layer that leads to the same grid."""
+        if geometry in self._unchanged:
+            return self
         if (known := self.made.get(geometry)) is None:
             known = self._make(geometry)
-            if known is not self:  # no reference to itself: a pass's tables go as soon as nobody holds its first level
+            if known is self:  # not kept as a reference to itself: tables go as soon as nobody holds the first level
+                self._unchanged.add(geometry)
+            else:
                 self.made[geometry] = known
         return known
 

@@ -21,7 +21,8 @@ def profile(
     """Where a network can be cut, and below which active share that beats the best dense engine here.
 
     Args:
-        network: file.py:function or package.module:function that returns the pretrained network.
+        network: file.py:function or package.module:function that returns the pretrained network, or timm:NAME,
+            torchvision:NAME (random weights unless pretrained=true is given).
         size: channels, height and width of an input image.
         threads: CPU threads.
         html: also write the report to this page.
@@ -31,7 +32,7 @@ def profile(
     from layerscope.methods import focus
 
     torch.set_num_threads(threads)
-    _deliver(focus.profile(_network(network), torch.randn(1, *size), source=network), html)
+    _deliver(focus.profile(_network(network, size), torch.randn(1, *size), source=network), html)
 
 
 def search(
@@ -49,7 +50,8 @@ def search(
     """Find the configuration that saves most within an accuracy budget, or say that the dense network is best.
 
     Args:
-        network: file.py:function or package.module:function that returns the pretrained network.
+        network: file.py:function or package.module:function that returns the pretrained network, or timm:NAME,
+            torchvision:NAME (random weights unless pretrained=true is given).
         images: images.npz with x [N, C, H, W] and optionally y, or file.py:function that returns (x, y).
         max_accuracy_drop: points that may be lost.
         metric: accuracy needs y; agreement compares with the dense network; auto takes accuracy where there is y.
@@ -67,7 +69,7 @@ def search(
     torch.set_num_threads(threads)
     x, y = _images(images)
     found = focus.focus(
-        _network(network), [x if y is None else (x, y)], max_accuracy_drop=max_accuracy_drop,
+        _network(network, tuple(x.shape[1:])), [x if y is None else (x, y)], max_accuracy_drop=max_accuracy_drop,
         metric=None if metric == "auto" else metric, cut=cut, seed=seed, source=network,
     )  # fmt: skip
     assert found.report is not None
@@ -82,7 +84,7 @@ def run(network: Network, focused: Focused, images: Images, batch: int = 1, thre
     """Run a saved focused model over images: what was computed, how long it took, how often it agrees with dense.
 
     Args:
-        network: the function that returns the network, as for `search`.
+        network: as for `search`.
         focused: what `search --save` wrote.
         images: as for `search`.
         batch: images at a time.
@@ -97,7 +99,7 @@ def run(network: Network, focused: Focused, images: Images, batch: int = 1, thre
 
     torch.set_num_threads(threads)
     x, y = _images(images)
-    model = FocusedModel.load(focused, _network(network))
+    model = FocusedModel.load(focused, _network(network, tuple(x.shape[1:])))
     batches = list(torch.split(x, batch))
     shares, routes, outputs, dense = [], [], [], []
     with torch.no_grad():
@@ -128,15 +130,10 @@ def _deliver(report: Any, html: Path | None) -> None:
         print(f"\nreport: {report.to_html(html)}")
 
 
-def _network(source: str) -> nn.Module:
-    from torch import nn
+def _network(source: str, in_shape: tuple[int, ...]) -> nn.Module:
+    from layerscope import sources
 
-    made = _call(source)
-    if not isinstance(made, nn.Module):
-        from layerscope.errors import SourceError
-
-        raise SourceError(f"{source}: expected a function that returns an nn.Module, got {type(made).__name__}")
-    return made.eval()
+    return sources.build(source, in_shape=in_shape, classes=1000).module.eval()
 
 
 def _images(source: str) -> tuple[Tensor, Tensor | None]:
@@ -144,9 +141,10 @@ def _images(source: str) -> tuple[Tensor, Tensor | None]:
     import torch
 
     from layerscope.errors import DataError
+    from layerscope.sources import factories
 
     if not source.endswith(".npz"):
-        made = _call(source)
+        made = (factories.from_file if factories.is_file(source) else factories.from_package)(source)()
         x, y = made if isinstance(made, tuple) else (made, None)
         return torch.as_tensor(x).float(), None if y is None else torch.as_tensor(y)
     try:
@@ -156,32 +154,6 @@ def _images(source: str) -> tuple[Tensor, Tensor | None]:
             return torch.from_numpy(file["x"]).float(), torch.from_numpy(file["y"]).long() if "y" in file else None
     except (OSError, ValueError) as error:
         raise DataError(f"{source}: cannot be read as .npz ({error})") from None
-
-
-def _call(source: str) -> Any:
-    """What ``file.py:function`` or ``package.module:function`` returns."""
-    from importlib import import_module
-    from importlib.util import module_from_spec, spec_from_file_location
-
-    from layerscope.errors import SourceError
-
-    place, colon, name = source.rpartition(":")
-    if not colon:
-        raise SourceError(f"{source!r}: expected file.py:function or package.module:function")
-    if place.endswith(".py"):
-        spec = spec_from_file_location(Path(place).stem, place)
-        if not Path(place).exists() or spec is None or spec.loader is None:
-            raise SourceError(f"{place}: no such file")
-        module = module_from_spec(spec)
-        spec.loader.exec_module(module)
-    else:
-        try:
-            module = import_module(place)
-        except ImportError as error:
-            raise SourceError(f"{source}: {error}") from None
-    if not hasattr(module, name):
-        raise SourceError(f"{place} has no {name!r}")
-    return getattr(module, name)()
 
 
 COMMANDS = {"profile": profile, "search": search, "run": run}

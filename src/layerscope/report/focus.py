@@ -42,6 +42,19 @@ def _timed_row(c: Candidate) -> list[str]:
     ]  # fmt: skip
 
 
+_MAPS_HEADER = ("map", "cut", "cells", "active", "drop", "chance", "margin", "+-", "verdict")
+
+
+def _maps(report: FocusReport) -> list[list[str]]:
+    return [
+        [
+            m.config.relevance, m.config.cut, f"{m.config.shape} of {m.config.grid}", f"{100 * m.active_share:.0f} %",
+            _number(m.drop), _number(m.chance_drop), _number(m.margin), _number(m.uncertainty), m.verdict,
+        ]
+        for m in report.maps
+    ]  # fmt: skip
+
+
 def _setting(report: FocusReport) -> str:
     return (
         f"{report.metric}, at most {report.budget:g} points may be lost; {report.samples[0]} samples to select, "
@@ -69,6 +82,10 @@ def focus_text(report: FocusReport) -> Lines:
             [[_timed_row(c)[i] for i in (1, 2, 3, 4, 5, 7, 8)] for c in timed],
         )
         lines.paragraph("drop, chance: points lost on the select half, by the chosen and by random positions.")
+    if report.maps:
+        lines.add("")
+        lines.table(_MAPS_HEADER, _maps(report))
+        lines.paragraph("margin: points that random positions of the same number lose more, +- 1.64 standard errors.")
     for note in (*report.notes, *report.unsupported):
         lines.paragraph(note, first="  - ", rest="    ")
     return lines
@@ -98,6 +115,12 @@ def focus_fragment(report: FocusReport) -> Html:
     parts.append(section("Dense engines", table(_engines(report), ("engine", "per image", ""))))
     if timed := _timed(report):
         parts.append(section("Timed end to end", table([_timed_row(c) for c in timed], _TIMED_HEADER)))
+    if report.maps:
+        said = paragraph(
+            "Margin: points that random positions of the same number lose more than the map's, +- 1.64 standard "
+            "errors. Good: beats chance; a map that does not is no reason to compute one position rather than another."
+        )
+        parts.append(section("Relevance maps against chance", table(_maps(report), _MAPS_HEADER), said))
     listed = [
         [c.config, f"{c.predicted_ms:.2f}", f"{100 * c.active_share:.0f} %", _number(c.select_drop), c.outcome]
         for c in scored

@@ -151,6 +151,58 @@ class Dense(nn.Module):
         return self.head(self.last(self.pool(self.trans(x))).mean((2, 3)))
 
 
+class Standardized(nn.Conv2d):
+    """Weights are normalised on every call."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        w = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return F.conv2d(x, w / (w.std((1, 2, 3), keepdim=True) + 1e-5), self.bias, self.stride, self.padding)
+
+
+class Shuffle(nn.Module):
+    """ShuffleNet, GhostNet, Res2Net, SE before and after the cut, ResNet-D's pooling, gates and plain numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.squeeze = conv_bn(3, 16, 3, 2, act=nn.ReLU()), Squeeze(16)
+        self.right, self.ghost = conv_bn(8, 8, 3, groups=8, act=nn.ReLU()), conv_bn(16, 8, 3, groups=8)
+        self.third, self.standardized = conv_bn(8, 8, 3), Standardized(24, 32, 3, padding=1)
+        self.pool, self.after = nn.AvgPool2d(2, 2, ceil_mode=True), Squeeze(32)
+        self.last, self.head = conv_bn(32, 20, 3), nn.Linear(20, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.squeeze(self.stem(x)))
+        left, right = x.chunk(2, dim=1)
+        x = torch.cat((left, self.right(right)), dim=1)
+        n, c, h, w = x.size()
+        x = x.view(n, 2, c // 2, h, w)
+        x = torch.transpose(x, 1, 2).contiguous().view(n, c, h, w)
+        x = torch.cat([x, self.ghost(x)], 1)[:, :20, :, :]
+        a, b, rest = torch.split(x, [8, 8, 4], 1)
+        x = torch.cat([a, self.third(b + a), rest, rest * 0.5 + 1.0], 1)
+        x = self.after(self.pool(self.standardized(x)))
+        x = self.last(x * torch.sigmoid(x) / 0.7)
+        return self.head(x.mean((2, 3)))
+
+
+class Segment(nn.Module):
+    """A map at the size of the input: the size crosses the cut, the input does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.body = conv_bn(3, 12, 3, 2, act=nn.ReLU()), conv_bn(12, 12, 3, act=nn.ReLU())
+        self.more, self.classes = conv_bn(12, 12, 3, act=nn.ReLU()), nn.Conv2d(12, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = x.shape[-2:]
+        y = self.classes(self.more(self.body(self.stem(x))))
+        return (
+            F.interpolate(y, size=size, mode="bilinear", align_corners=False)
+            .flatten(2)
+            .view(x.size(0), 4, size[0], size[1])
+        )
+
+
 #: name -> (class, the cut that the tests use)
 FAMILIES = {
     "resnet": (ResNet, "pool"),
@@ -159,6 +211,8 @@ FAMILIES = {
     "mobile": (Mobile, "stem.2"),
     "dense": (Dense, "stem.2"),
     "lite": (Lite, "stem.2"),
+    "shuffle": (Shuffle, "relu_1"),
+    "segment": (Segment, "stem.2"),
 }
 
 

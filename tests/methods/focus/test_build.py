@@ -4,13 +4,16 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from layerscope.methods.focus import build as building
-from layerscope.methods.focus.errors import BuildError
+from layerscope.methods.focus.backends import make_backend
+from layerscope.methods.focus.errors import BuildError, FocusError
+from layerscope.methods.focus.native import ISAS, best_isa, native
 
 SCRIPT = """
 import warnings, torch
@@ -70,12 +73,11 @@ def test_a_compiler_that_fails_gives_one_notice(tmp_path: Path):
     assert not list((tmp_path / "cache").rglob("build-*"))  # nothing half-made is left
 
 
-def test_a_library_that_does_not_load_gives_one_notice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("LAYERSCOPE_CACHE", str(tmp_path))
-    key = building._key(building.find_compiler() or "", torch.__version__)
-    place = tmp_path / "focus" / key
-    place.mkdir(parents=True)
-    (place / "focus.so").write_bytes(b"not a library")
+def test_a_library_that_does_not_load_gives_one_notice(tmp_path: Path):
+    for isa in ISAS:
+        place = tmp_path / "focus" / building._key(isa, building.find_compiler() or "", torch.__version__)
+        place.mkdir(parents=True)
+        (place / "focus.so").write_bytes(b"not a library")
     line, notice = run(LAYERSCOPE_CACHE=str(tmp_path))
     assert line.split()[:2] == ["torch", "1"]
     assert "do not load" in notice
@@ -83,13 +85,14 @@ def test_a_library_that_does_not_load_gives_one_notice(tmp_path: Path, monkeypat
 
 def test_a_second_build_comes_from_the_cache_and_the_key_knows_its_inputs(monkeypatch: pytest.MonkeyPatch):
     try:
-        building.build(quiet=True)
+        building.build(best_isa(), quiet=True)
     except BuildError as error:
         pytest.skip(str(error))
-    assert building.build(quiet=True).seconds == 0.0
-    key = building._key("g++", "2.0")
-    assert key != building._key("g++", "2.1")
-    assert key != building._key("clang++", "2.0")
+    assert building.build(best_isa(), quiet=True).seconds == 0.0
+    key = building._key("avx2", "g++", "2.0")
+    assert key != building._key("plain", "g++", "2.0")
+    assert key != building._key("avx2", "g++", "2.1")
+    assert key != building._key("avx2", "clang++", "2.0")
 
 
 @pytest.mark.slow
@@ -97,26 +100,63 @@ def test_a_first_build_takes_less_than_a_minute_and_reports_progress(tmp_path: P
     if building.find_compiler() is None:
         pytest.skip("no compiler")
     monkeypatch.setenv("LAYERSCOPE_CACHE", str(tmp_path))
-    built = building.build()
+    built = building.build(best_isa())
     assert 0 < built.seconds < 60
     said = capfd.readouterr().err
     assert "compiling" in said
-    assert "isa_avx512.cpp" in said
+    assert f"isa_{best_isa()}.cpp" in said
 
 
-def test_the_instruction_set_comes_from_the_processor_not_from_the_build():
-    from layerscope.methods.focus.native import native
-
+def test_the_instruction_set_is_the_processors_and_others_are_refused():
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    if " avx512f" not in flags and flags:
+        assert best_isa() != "avx512"
     try:
-        best = native().isa
+        assert native("plain").isa == "plain"
     except BuildError as error:
         pytest.skip(str(error))
-    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    if flags:
-        assert (best == "avx512") == (" avx512f" in flags)
-    assert native("plain").isa == "plain"
-    with pytest.raises(BuildError, match="no sse9"):
+    with pytest.raises(BuildError, match="sse9"):
         native("sse9")
+
+
+@pytest.mark.parametrize("variable", ["LAYERSCOPE_FOCUS_BACKEND", "ATEN_CPU_CAPABILITY"])
+def test_the_environment_can_hold_it_to_avx2_with_the_same_result(variable: str, usual: str):
+    if best_isa() == "plain" or usual.startswith("torch"):
+        pytest.skip("no AVX2 or no compiler here")
+    backend, notices, total = run(**{variable: "avx2"})[0].split()
+    assert (backend, notices) == ("avx2", "0")
+    assert float(total) == pytest.approx(float(usual.split()[2]), abs=1e-4)
+
+
+def test_an_unknown_backend_in_the_environment_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("LAYERSCOPE_FOCUS_BACKEND", "mmx")
+    with pytest.raises(FocusError, match="LAYERSCOPE_FOCUS_BACKEND"):
+        make_backend()
+
+
+@pytest.mark.slow
+def test_flags_that_the_compiler_does_not_know_leave_the_next_instruction_set(tmp_path: Path, usual: str):
+    compiler = building.find_compiler()
+    if compiler is None or best_isa() == "plain":
+        pytest.skip("no compiler, or only plain code here")
+    old = tmp_path / "old-cxx"
+    old.write_text(f'#!/bin/sh\ncase "$*" in *-mavx*) echo "unknown option" >&2; exit 1;; esac\nexec {compiler} "$@"\n')
+    old.chmod(0o755)
+    backend, notices, total = run(CXX=str(old), LAYERSCOPE_CACHE=str(tmp_path / "cache"))[0].split()
+    assert (backend, notices) == ("plain", "0")
+    assert float(total) == pytest.approx(float(usual.split()[2]), abs=1e-4)
+
+
+def test_a_machine_too_busy_to_compile_in_time_goes_on_with_one_notice(tmp_path: Path):
+    slow = tmp_path / "slow-cxx"
+    slow.write_text("#!/bin/sh\nexec sleep 60\n")
+    slow.chmod(0o755)
+    started = time.perf_counter()
+    line, notice = run(CXX=str(slow), LAYERSCOPE_CACHE=str(tmp_path / "cache"), LAYERSCOPE_BUILD_SECONDS="1")
+    assert time.perf_counter() - started < 50
+    assert line.split()[:2] == ["torch", "1"]
+    assert "busy" in notice
+    assert not list((tmp_path / "cache").rglob("build-*"))
 
 
 def test_importing_the_room_imports_no_torch():

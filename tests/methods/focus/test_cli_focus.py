@@ -61,13 +61,18 @@ def test_profile_prints_cut_points(files, capsys):
     assert "eager" in said
 
 
+def test_a_reference_network_by_name(capsys):
+    command.profile("resnet20", size=(3, 16, 16))
+    assert "pays below" in capsys.readouterr().out
+
+
 def test_wrong_sources_are_explained(files, tmp_path: Path):
     network, images = files
     for source, match in (
-        ("net", "expected file.py:function"),
-        (f"{tmp_path}/none.py:net", "no such file"),
-        (network.replace(":net", ":nothing"), "has no 'nothing'"),
-        (network.replace(":net", ":number"), "returns an nn.Module"),
+        ("net", "no network 'net'"),
+        (f"{tmp_path}/none.py:net", "no file"),
+        (network.replace(":net", ":nothing"), "nothing"),
+        (network.replace(":net", ":number"), "number"),
         ("no_such_package:net", "no_such_package"),
     ):
         with pytest.raises(SourceError, match=match):

@@ -8,14 +8,17 @@ import torch
 from torch import nn
 
 from layerscope.methods.focus import Effort, FocusedModel, FocusReport, focus, profile
+from layerscope.methods.focus import relevance as relevances
 from layerscope.methods.focus import search as searching
 from layerscope.methods.focus.cost import CostTable, LevelCost
 from layerscope.methods.focus.cuts import _break_even
 from layerscope.methods.focus.engines import Engine
 from layerscope.methods.focus.errors import FocusError, FocusTypeError
+from layerscope.methods.focus.graph import trace
 from layerscope.methods.focus.records import EngineTime
 from layerscope.methods.focus.relevance import NAMES, evidence_of, make_relevance
 from layerscope.methods.focus.samples import Samples, read, split
+from layerscope.methods.focus.scoring import Scorer
 from layerscope.methods.focus.timing import speedup
 from methods.focus.focus_nets import FAMILIES, build
 
@@ -98,9 +101,30 @@ def test_it_finds_the_spot_and_says_how(slow_dense):
     with torch.no_grad():
         assert (f(x).argmax(1) == y).float().mean() > 0.97
     assert json.loads(json.dumps(report.to_dict()))["decision"] == "focused"
+    assert {m.config.relevance for m in report.maps} == {"brightness"}
+    assert any(m.verdict == "beats chance" and m.margin > 20 for m in report.maps)
+    assert all(m.margin == pytest.approx(m.chance_drop - m.drop) for m in report.maps)
     text = str(report)
     assert "brightness" in text
+    assert "beats chance" in text
     assert "<svg" in report._repr_html_()
+
+
+def test_random_positions_do_not_beat_themselves(slow_dense):
+    model, (x, y) = Spot().eval(), spots()
+    f = focus(model, [(x, y)], max_accuracy_drop=1.0, relevance="random", shape="cells", effort=SMALL)
+    assert f.report is not None
+    assert {m.verdict for m in f.report.maps} == {"no better than chance"}
+
+
+def test_the_fitting_set_is_bounded_and_the_same_every_time(monkeypatch):
+    monkeypatch.setattr(relevances, "FIT_ROWS", 500)
+    model, (x, _) = Spot().eval(), spots(12)
+    traced = trace(model, x)
+    one, two = (relevances.fitting_set(traced, traced.cut("stem.1").node, x.split(4)) for _ in range(2))
+    assert one[0].shape == (498, 8)
+    assert torch.equal(one[0], two[0])
+    assert torch.equal(one[1], two[1])
 
 
 def test_the_same_seed_chooses_the_same_halves_and_another_seed_others():
@@ -155,7 +179,7 @@ def test_gains_that_are_only_noise_are_rejected(slow_dense, monkeypatch):
 
 def test_a_curve_that_is_not_monotone_is_searched_to_its_end(slow_dense, monkeypatch):
     """Accuracy dips in the middle and recovers when most is skipped, as measured on noisy canvases."""
-    original = searching._Search._drop
+    original = Scorer.drop
 
     def planted(self, config, place, half, maps):
         mask = searching.select(place.maps[config.relevance], config.threshold, grid=config.grid, shape=config.shape)
@@ -163,7 +187,7 @@ def test_a_curve_that_is_not_monotone_is_searched_to_its_end(slow_dense, monkeyp
         original(self, config, place, half, maps)
         return (40.0 if 0.15 < share < 0.9 else 0.0), 0.0
 
-    monkeypatch.setattr(searching._Search, "_drop", planted)
+    monkeypatch.setattr(Scorer, "drop", planted)
     model, (x, y) = Spot().eval(), spots()
     f = focus(model, [(x, y)], max_accuracy_drop=1.0, relevance="brightness", fill="zero", shape="cells", grid=1,
               effort=replace(SMALL, scored=19))  # fmt: skip
@@ -174,12 +198,12 @@ def test_a_curve_that_is_not_monotone_is_searched_to_its_end(slow_dense, monkeyp
 
 
 def test_what_holds_on_the_select_half_only_is_not_confirmed(slow_dense, monkeypatch):
-    original = searching._Search._drop
+    original = Scorer.drop
 
     def lucky(self, config, place, half, maps):
         return (0.0, 0.0) if half == "select" else (original(self, config, place, half, maps)[0] + 30.0, 1.0)
 
-    monkeypatch.setattr(searching._Search, "_drop", lucky)
+    monkeypatch.setattr(Scorer, "drop", lucky)
     model, (x, y) = Spot().eval(), spots()
     f = focus(model, [(x, y)], max_accuracy_drop=2.0, relevance="brightness", effort=SMALL)
     assert f.report is not None

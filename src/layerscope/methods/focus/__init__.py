@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from layerscope.methods.focus.records import CutPoint as CutPoint
     from layerscope.methods.focus.records import FocusConfig as FocusConfig
     from layerscope.methods.focus.records import FocusReport as FocusReport
+    from layerscope.methods.focus.records import MapScore as MapScore
     from layerscope.methods.focus.records import ProfileReport as ProfileReport
     from layerscope.methods.focus.search import Effort as Effort
     from layerscope.methods.focus.search import focus as focus
@@ -50,6 +51,7 @@ __getattr__, __dir__, __all__ = lazy(
         "FocusReport": "records",
         "FocusedConv2d": "conv",
         "FocusedModel": "model",
+        "MapScore": "records",
         "ProfileReport": "records",
         "focus": "search",
         "profile": "cuts",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from layerscope.methods.focus.backend import Backend
 from layerscope.methods.focus.errors import FocusError
 from layerscope.methods.focus.native import native, native_or_none
@@ -14,12 +16,18 @@ BACKENDS = ("auto", "avx512", "avx2", "plain", "torch")
 def make_backend(name: str = "auto") -> Backend:
     """The backend of this name; ``auto`` is the best compiled one, or torch after one notice.
 
+    The environment variable ``LAYERSCOPE_FOCUS_BACKEND`` names what ``auto`` takes.
+
     Raises:
         FocusError: unknown name.
         BuildError: a compiled one was named and cannot be had.
     """
     if name not in BACKENDS:
         raise FocusError(f"backend: expected one of {', '.join(BACKENDS)}, got {name!r}")
+    if name == "auto" and (forced := os.environ.get("LAYERSCOPE_FOCUS_BACKEND")):
+        if forced not in BACKENDS:
+            raise FocusError(f"LAYERSCOPE_FOCUS_BACKEND: expected one of {', '.join(BACKENDS)}, got {forced!r}")
+        name = forced
     if name == "torch":
         return TorchBackend()
     if name == "auto":

@@ -15,3 +15,8 @@ class FocusTypeError(LayerscopeError, TypeError):
 
 class BuildError(LayerscopeError):
     """The compiled kernels cannot be had here; everything still runs on plain PyTorch."""
+
+    def __init__(self, message: str, *, final: bool = False) -> None:
+        super().__init__(message)
+        self.final = final
+        """Whether another instruction set would fail alike."""

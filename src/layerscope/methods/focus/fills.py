@@ -7,14 +7,16 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, fx
 
-from layerscope.methods.focus.ops import GlobalMean
+from layerscope.methods.focus.ops import GlobalMean, SizeOf
 from layerscope.methods.focus.plan import Plan, zero_fills
 
 
 def mean_fills(plan: Plan, batches: Iterable[Tensor]) -> dict[fx.Node, Tensor]:
     """Mean [C] of each value that the region holds as rows, over all ``batches`` [N, C, H, W]."""
     wanted = set(zero_fills(plan))
-    wanted |= {s.node for s in plan.steps if s.inside and s.kind is not None and not isinstance(s.kind, GlobalMean)}
+    wanted |= {
+        s.node for s in plan.steps if s.inside and s.kind is not None and not isinstance(s.kind, GlobalMean | SizeOf)
+    }
     sums: dict[fx.Node, Tensor] = {}
     counts: dict[fx.Node, int] = {}
     watcher = _Means(plan, wanted, sums, counts)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import operator
 import traceback
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -63,13 +65,15 @@ def trace(model: nn.Module, example: Tensor) -> Traced:
     check_model(model)
     check_input(example)
     try:
-        module = fx.symbolic_trace(model)
+        tracer = _Tracer()
+        module = fx.GraphModule(model, tracer.trace(model), type(model).__name__)
     except Exception as error:
         raise FocusError(f"model: torch.fx cannot trace it ({_where(error)}): {error}") from error
     _drop_asserts(module)
     _functionalize(module)
-    _localize_batch_size(module)
+    _localize_sizes(module)
     module.graph.eliminate_dead_code()
+    fold_constants(module)
     shapes = _Shapes(module)
     with torch.no_grad():
         try:
@@ -77,7 +81,7 @@ def trace(model: nn.Module, example: Tensor) -> Traced:
         except Exception as error:
             raise FocusError(f"example: the model does not run on shape {tuple(example.shape)}: {error}") from error
     constants = {n: _attribute(module, str(n.target)) for n in module.graph.nodes if n.op == "get_attr"}
-    context = Context(dict(module.named_modules()), shapes.found, {}, constants)
+    context = Context(dict(module.named_modules()), shapes.found, {}, constants, shapes.plain, tracer.whole)
     return Traced(module, context, _cuts(module, context))
 
 
@@ -102,16 +106,78 @@ def check_input(x: Tensor) -> None:
         raise FocusTypeError(f"x: expected floating point, got {x.dtype}")
 
 
+class _Tracer(fx.Tracer):
+    """torch.fx's tracer; a submodule that it cannot trace stays whole and runs densely."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.whole: dict[str, str] = {}
+        """Submodules that stayed whole, with the reason."""
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        before, stack = len(self.graph.nodes), self.module_stack.copy()
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except Exception as error:  # whatever its Python does with a value that is not there yet
+            for node in reversed(list(self.graph.nodes)[before:]):
+                self.graph.erase_node(node)
+            self.module_stack = stack  # the failed attempt left its entries behind
+            path = self.path_of_module(m)
+            self.whole[path] = f"its Python cannot be traced ({_where(error)})"
+            return self.create_proxy("call_module", path, args, kwargs)
+
+
 class _Shapes(fx.Interpreter):
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
         self.found: dict[fx.Node, tuple[int, ...]] = {}
+        self.plain: dict[fx.Node, object] = {}
 
     def run_node(self, n: fx.Node) -> object:
         value = super().run_node(n)
         if isinstance(value, Tensor):
             self.found[n] = tuple(value.shape)
+        elif _is_plain(value):
+            self.plain[n] = value
         return value
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, list | tuple):
+        return all(_is_plain(v) for v in value)
+    return value is None or isinstance(value, int | float | bool | str | torch.dtype | torch.device)
+
+
+def fold_constants(module: fx.GraphModule) -> None:
+    """Replace what depends on parameters alone (standardised weights, reshaped scales) by its value."""
+    values: dict[fx.Node, Tensor] = {}
+    random = {"dropout", "rand", "randn", "rand_like", "randn_like", "bernoulli"}
+    for node in list(module.graph.nodes):
+        if node.op == "get_attr":
+            values[node] = _attribute(module, str(node.target))
+        elif (
+            node.op in ("call_function", "call_method")
+            and node.all_input_nodes
+            and all(n in values for n in node.all_input_nodes)
+            and getattr(node.target, "__name__", node.target) not in random
+        ):
+            args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: values[n].clone())
+            with torch.no_grad():
+                found = node.target(*args, **kwargs) if callable(node.target) else getattr(args[0], node.target)(
+                    *args[1:], **kwargs
+                )  # fmt: skip
+            if not isinstance(found, Tensor):
+                continue
+            name = f"constant_{node.name}"
+            module.register_buffer(name, found, persistent=False)
+            with module.graph.inserting_before(node):
+                folded = module.graph.get_attr(name)
+            node.replace_all_uses_with(folded)
+            values[folded] = found
+            module.graph.erase_node(node)
+    module.graph.eliminate_dead_code()
 
 
 def _drop_asserts(module: fx.GraphModule) -> None:
@@ -138,8 +204,16 @@ def _functionalize(module: fx.GraphModule) -> None:
                     user.replace_input_with(source, node)
 
 
-def _localize_batch_size(module: fx.GraphModule) -> None:
-    """Let ``x.view(inputs.size(0), -1)`` ask x itself: the input need not outlive the cut for its number of images."""
+def _localize_sizes(module: fx.GraphModule) -> None:
+    """Ask a tensor for its size as soon as it is there, so that it need not live on for that alone; and let
+    ``x.view(inputs.size(0), -1)`` ask x itself.
+    """
+    for node in list(module.graph.nodes):
+        asks = (node.op == "call_method" and node.target == "size") or (
+            node.op == "call_function" and node.target is getattr and node.args[1:] == ("shape",)
+        )
+        if asks and isinstance(node.args[0], fx.Node):
+            node.args[0].append(node)
     for node in list(module.graph.nodes):
         if node.op != "call_method" or node.target != "size" or node.args[1:] != (0,):
             continue
@@ -171,7 +245,7 @@ def _cuts(module: fx.GraphModule, context: Context) -> tuple[Cut, ...]:
     cuts: list[Cut] = []
     live: set[fx.Node] = set()
     for i, node in enumerate(nodes):
-        if node.op not in ("get_attr", "output"):
+        if node.op not in ("get_attr", "output") and node not in context.plain:
             live.add(node)
         live = {n for n in live if last[n] > i}
         shape = context.shapes.get(node, ())
@@ -192,7 +266,7 @@ def _belongs_to_next(node: fx.Node, context: Context) -> bool:
         return False
     user = next(iter(node.users))
     try:
-        kind = recognise(user, Context(context.modules, context.shapes, {}, context.constants)).kind
+        kind = recognise(user, replace(context, channels_last={})).kind
     except Unsupported:
         return False
     return isinstance(kind, Affine | Act | Same | Permute | Norm)
@@ -204,7 +278,7 @@ def _is_pad(node: fx.Node, context: Context) -> bool:
 
 def _brightness(node: fx.Node, context: Context) -> str:
     """Look back through operations that keep values non-negative to the activation."""
-    probe = Context(context.modules, context.shapes, {}, context.constants)
+    probe = replace(context, channels_last={})
     while True:
         try:
             op = recognise(node, probe)

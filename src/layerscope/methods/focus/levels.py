@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Protocol
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -65,6 +66,12 @@ class TableMaker(Protocol):
     def number(self, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Map [N, H, W] position -> row number or INACTIVE, flat positions [n], rows per image [N]."""
 
+    def shrink(self, mask: Tensor, size: tuple[int, int], stride: tuple[int, int], start: tuple[int, int]) -> Tensor:
+        """The set [N, *size] after a strided layer: active where any position of the stride x stride cell is.
+
+        Output (0, 0)'s cell starts at ``start``; a cell that sticks out of the grid repeats the border.
+        """
+
     def table(self, level: Level, out: Level, geometry: Geometry) -> Tensor:
         """Index table [n_out, taps], int32."""
 
@@ -79,6 +86,11 @@ class TorchTables:
         position = flat.nonzero().reshape(-1)
         rows[position] = torch.arange(position.numel(), dtype=torch.int32)
         return rows.reshape(mask.shape), position.int(), mask.flatten(1).sum(1)
+
+    def shrink(self, mask: Tensor, size: tuple[int, int], stride: tuple[int, int], start: tuple[int, int]) -> Tensor:
+        """See :class:`TableMaker`."""
+        rows, columns = (_cells(size[i], stride[i], start[i], mask.shape[i + 1]) for i in (0, 1))
+        return mask[:, rows].any(2)[:, :, columns].any(3)
 
     def table(self, level: Level, out: Level, geometry: Geometry) -> Tensor:
         """See :class:`TableMaker`."""
@@ -102,14 +114,18 @@ class Level:
     Args:
         mask: bool [N, H, W], True where active; any memory layout.
         tables: who builds row numbers and index tables.
+        family: every level that descends from the same first one; a level adds itself.
     """
 
-    def __init__(self, mask: Tensor, tables: TableMaker | None = None) -> None:
+    def __init__(self, mask: Tensor, tables: TableMaker | None = None, family: WeakSet[Level] | None = None) -> None:
         self.mask = mask.contiguous()
+        self._family: WeakSet[Level] = WeakSet() if family is None else family
+        self._family.add(self)
         self.tables: TableMaker = tables or TorchTables()
         self.map, self.position, self.counts = self.tables.number(self.mask)
         self.n = int(self.position.numel())
         self.is_full = self.n == self.mask.numel()
+        self._unchanged: set[Geometry] = set()
         self._down: dict[tuple[object, ...], Level] = {}
         self.made: dict[Geometry, Level] = {}
         """Levels made from this one, by the layer that made them."""
@@ -129,8 +145,14 @@ class Level:
 
     def through(self, geometry: Geometry) -> Level:
         """The level after a layer of this geometry; the same object for every layer that leads to the same grid."""
+        if geometry in self._unchanged:
+            return self
         if (known := self.made.get(geometry)) is None:
-            known = self.made[geometry] = self._make(geometry)
+            known = self._make(geometry)
+            if known is self:  # not kept as a reference to itself: tables go as soon as nobody holds the first level
+                self._unchanged.add(geometry)
+            else:
+                self.made[geometry] = known
         return known
 
     def _make(self, geometry: Geometry) -> Level:
@@ -141,11 +163,18 @@ class Level:
             return self
         key = (geometry.stride, offsets, out_h, out_w)
         if key not in self._down:
-            rows = _cells(out_h, geometry.stride[0], offsets[0], height)
-            columns = _cells(out_w, geometry.stride[1], offsets[1], width)
-            mask = self.mask[:, rows].any(2)[:, :, columns].any(3)
-            self._down[key] = Level(mask, self.tables)
+            mask = self.tables.shrink(self.mask, (out_h, out_w), geometry.stride, offsets)
+            self._down[key] = self._known(mask) or Level(mask, self.tables, self._family)
         return self._down[key]
+
+    def _known(self, mask: Tensor) -> Level | None:
+        """A level of the same family with this very set: one stride of 4 and two of 2 lead to one level."""
+        same = (level for level in self._family if level.mask.shape == mask.shape and torch.equal(level.mask, mask))
+        return next(same, None)
+
+    def agrees(self, other: Level) -> bool:
+        """Whether row i means the same position in both, so that values may be added row by row."""
+        return self is other or (self.is_full and other.is_full and self.mask.shape == other.mask.shape)
 
     def table(self, geometry: Geometry) -> Tensor:
         """Index table [n_out, taps] of a layer of this geometry: row numbers, PADDING or INACTIVE."""

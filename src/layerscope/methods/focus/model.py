@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -21,7 +21,7 @@ from layerscope.methods.focus.graph import check_input, trace
 from layerscope.methods.focus.levels import Level
 from layerscope.methods.focus.plan import make_plan, zero_fills
 from layerscope.methods.focus.records import FocusConfig, FocusReport
-from layerscope.methods.focus.relevance import Relevance, evidence_of, make_relevance
+from layerscope.methods.focus.relevance import Relevance, fitting_set, make_relevance
 from layerscope.methods.focus.runner import Runner
 from layerscope.plain import from_plain, to_plain
 
@@ -76,6 +76,7 @@ class FocusedModel(nn.Module):
         self._backend_name = backend
         self._example_shape = tuple(example.shape)
         self._mostly_dense = False
+        self._elsewhere: str | None = None
         self._warned: set[str] = set()
         self._buffer_names: list[str] = []
         self._runner: Runner | None = None
@@ -98,8 +99,7 @@ class FocusedModel(nn.Module):
         plan = make_plan(traced, traced.cut(config.cut), stem_on_rows=backend.stem_on_rows)
         features = evidence = None
         if config.relevance in ("novelty", "evidence") and calibration:
-            seen = [evidence_of(traced, plan.cut.node, b) for b in calibration]
-            features, evidence = torch.cat([f for f, _ in seen]), torch.cat([e for _, e in seen])
+            features, evidence = fitting_set(traced, plan.cut.node, calibration)
         self._set_relevance(make_relevance(config.relevance, plan.cut.channels, features, evidence))
         if config.fill == "mean":
             if not calibration:
@@ -213,6 +213,8 @@ class FocusedModel(nn.Module):
                 "a FocusedModel cannot be compiled or exported: its shapes depend on the data; export .dense"
             )
         check_input(x)
+        if self.training or self.dense.training:
+            raise FocusError("a FocusedModel is for inference only and is in training mode; call .eval()")
         if torch.is_grad_enabled() and x.requires_grad:
             raise FocusError(
                 "x requires grad: focusing is for inference only; call it under torch.no_grad() or use .dense"
@@ -224,11 +226,28 @@ class FocusedModel(nn.Module):
         with torch.no_grad():
             return self._forward(x, aoi)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FocusedModel:
+        """Moves or converts the network (``.to``, ``.double``), then packs the weights again if it can still focus."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's
+        others = {
+            f"the model is on {p.device.type}" if p.device.type != "cpu" else f"the model is {p.dtype}"
+            for p in (*self.dense.parameters(), *self.dense.buffers())
+            if p.device.type != "cpu" or (p.is_floating_point() and p.dtype != torch.float32)
+        }
+        self._elsewhere = min(others, default=None)
+        if self._elsewhere is None and self.config is not None:
+            self._rebuild()
+        return self
+
     def _cannot(self, x: Tensor) -> str | None:
-        if self._runner is None:
+        if self.config is None:
             return "not focused"
         if x.shape[0] == 0:
             return "an empty batch"
+        if self._elsewhere is not None:
+            return f"{self._elsewhere}; the kernels are float32 on the CPU"
+        if torch.is_autocast_enabled("cpu"):
+            return "autocast is on; the kernels are float32"
         if x.device.type != "cpu":
             return f"the input is on {x.device.type}; the kernels are for the CPU"
         if x.dtype != torch.float32:
@@ -259,7 +278,7 @@ class FocusedModel(nn.Module):
         if len(dense) == len(self.last_route):
             return self.dense(x)
         focused = [i for i in range(grid[0]) if i not in set(dense)]
-        kept = rows.view(*grid, -1)[focused].movedim(-1, 1)
+        kept = runner.part(value, torch.tensor(focused), x)
         parts = runner.tail(kept, mask[focused]), self.dense(x[dense])
         return _merge(parts, (focused, dense), grid[0])
 

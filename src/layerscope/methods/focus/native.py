@@ -17,6 +17,7 @@ from layerscope.methods.focus.build import build
 from layerscope.methods.focus.errors import BuildError
 
 Isa = Literal["avx512", "avx2", "plain"]
+ISAS: tuple[Isa, ...] = ("avx512", "avx2", "plain")
 ACTIVATIONS = {"none": 0, "relu": 1, "relu6": 2, "silu": 3, "gelu": 4, "hardswish": 5}
 
 _P, _I = ctypes.c_void_p, ctypes.c_int64
@@ -39,6 +40,7 @@ EltArgs = _struct("EltArgs", "a:p b:p scale:p n:i c:i act:i y:p")
 MeanArgs = _struct("MeanArgs", "x:p counts:p images:i c:i cells:i fill:p y:p")
 RelevanceArgs = _struct("RelevanceArgs", "x:p n:i c:i quadratic:p linear:p constant:d y:p")
 LevelArgs = _struct("LevelArgs", "mask:p images:i h:i w:i map:p position:p counts:p")
+ShrinkArgs = _struct("ShrinkArgs", "mask:p images:i h:i w:i out_h:i out_w:i sh:i sw:i y0:i x0:i out:p")
 TableArgs = _struct(
     "TableArgs",
     "map:p h:i w:i position:p n:i out_h:i out_w:i kh:i kw:i sh:i sw:i ph:i pw:i dh:i dw:i table:p",
@@ -48,15 +50,15 @@ TableArgs = _struct(
 class Native:
     """One instruction set of the loaded library."""
 
-    def __init__(self, library: ctypes.CDLL, isa: str = "") -> None:
+    def __init__(self, library: ctypes.CDLL, isa: Isa) -> None:
         library.focus_kernels.restype = _P
         library.focus_name.restype = ctypes.c_char_p
         library.focus_name.argtypes = [_P]
         library.focus_panel.restype = _I
         library.focus_panel.argtypes = [_P]
-        handle = library.focus_kernels(isa.encode())
+        handle = library.focus_kernels()
         if not handle:
-            raise BuildError(f"this processor has no {isa}")
+            raise BuildError(f"this processor or compiler has no {isa}")
         self.isa: str = library.focus_name(handle).decode()
         self.panel: int = library.focus_panel(handle)
         self._library, self._handle = library, handle
@@ -66,6 +68,7 @@ class Native:
         library.focus_large_pages.argtypes, library.focus_large_pages.restype = [_P, _I], None
         library.focus_level.argtypes, library.focus_level.restype = [_P], _I
         library.focus_table.argtypes, library.focus_table.restype = [_P], None
+        library.focus_shrink.argtypes, library.focus_shrink.restype = [_P], None
         library.focus_runs.argtypes, library.focus_runs.restype = [_P, _I, _I, _P], _I
 
     def memory(self, floats: int) -> Tensor:
@@ -106,6 +109,10 @@ class Native:
         """Row numbers of a mask; returns how many rows."""
         return int(self._library.focus_level(ctypes.addressof(args)))
 
+    def shrink(self, args: Any) -> None:
+        """The set after a strided layer."""
+        self._library.focus_shrink(ctypes.addressof(args))
+
     def table(self, args: Any) -> None:
         """Index table of one kernel geometry."""
         self._library.focus_table(ctypes.addressof(args))
@@ -115,34 +122,49 @@ class Native:
         return int(self._library.focus_runs(position, n, width, runs))
 
 
-@lru_cache(maxsize=1)
-def _library() -> ctypes.CDLL | BuildError:
+@lru_cache(maxsize=4)
+def _load(isa: Isa) -> Native | BuildError:
     try:
-        return ctypes.CDLL(str(build().path))
+        return Native(ctypes.CDLL(str(build(isa).path)), isa)
     except BuildError as error:
         return error
     except OSError as error:
         return BuildError(f"the compiled kernels do not load: {error}")
 
 
-@lru_cache(maxsize=4)
-def native(isa: str = "") -> Native:
-    """The kernels for ``avx512``, ``avx2`` or ``plain``; empty: the best this processor has.
+def native(isa: str) -> Native:
+    """The kernels for ``avx512``, ``avx2`` or ``plain``.
 
     Raises:
         BuildError: they cannot be built or loaded here, or the processor lacks the instruction set.
     """
-    library = _library()
-    if isinstance(library, BuildError):
-        raise library
-    return Native(library, isa)
+    if isa not in ISAS:
+        raise BuildError(f"no instruction set {isa!r}; expected one of {', '.join(ISAS)}")
+    found = _load(isa)
+    if isinstance(found, BuildError):
+        raise found
+    return found
+
+
+def best_isa() -> Isa:
+    """The widest instruction set that torch uses on this processor (``ATEN_CPU_CAPABILITY`` limits it)."""
+    known: dict[str, Isa] = {"AVX512": "avx512", "AVX2": "avx2"}
+    return known.get(torch.backends.cpu.get_cpu_capability(), "plain")
 
 
 @lru_cache(maxsize=1)
 def native_or_none() -> Native | None:
-    """The best kernels, or None after one notice that says why not; results are the same, only slower."""
-    try:
-        return native()
-    except BuildError as error:
-        warnings.warn(f"focused convolutions run on plain PyTorch: {error}", RuntimeWarning, stacklevel=3)
-        return None
+    """The best kernels that can be had, or None after one notice that says why not; results are the same, only slower.
+
+    An instruction set that cannot be compiled here gives way to the next.
+    """
+    first: BuildError | None = None
+    for isa in ISAS[ISAS.index(best_isa()) :]:
+        try:
+            return native(isa)
+        except BuildError as error:
+            first = first or error
+            if error.final:
+                break
+    warnings.warn(f"focused convolutions run on plain PyTorch: {first}", RuntimeWarning, stacklevel=3)
+    return None

@@ -112,6 +112,38 @@ class Add:
 
 
 @dataclass(frozen=True)
+class Times:
+    """Product of two values on one set; one channel broadcasts."""
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Some neighbouring channels."""
+
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, eq=False)
+class Order:
+    """Channels in another order: channel shuffle."""
+
+    order: Tensor
+
+
+@dataclass(frozen=True)
+class Part:
+    """A node that only the recognised node after it reads: nothing is computed here."""
+
+
+@dataclass(frozen=True)
+class SizeOf:
+    """The size of the dense map that the rows stand for, or one axis of it: a plain number, no rows."""
+
+    axis: int | None
+
+
+@dataclass(frozen=True)
 class ScaleBy:
     """Rows times one vector per image (squeeze-and-excitation); ``vector`` is the argument position of the vector."""
 
@@ -123,7 +155,10 @@ class Concat:
     """Concatenation over channels of values on one set."""
 
 
-Kind = Conv | Affine | Act | Pool | GlobalMean | Norm | Same | Pad | Permute | Add | ScaleBy | Concat
+Kind = (
+    Conv | Affine | Act | Pool | GlobalMean | Norm | Same | Pad | Permute | Add | Times | Slice | Order | Part | SizeOf
+    | ScaleBy | Concat
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,3 +180,7 @@ class Context:
     """Nodes that are held as rows, and whether their channel axis is the last one."""
     constants: dict[fx.Node, Tensor]
     """Values of get_attr nodes."""
+    plain: dict[fx.Node, object]
+    """Values in the example's pass that are no tensors: sizes, numbers, types."""
+    whole: dict[str, str]
+    """Submodules that torch.fx could not trace, with the reason."""

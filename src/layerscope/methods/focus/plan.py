@@ -8,7 +8,7 @@ folded into the convolution before them, where nothing else reads the value in b
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -16,20 +16,26 @@ from torch import Tensor, fx
 
 from layerscope.methods.focus.errors import FocusError
 from layerscope.methods.focus.graph import Cut, Traced
+from layerscope.methods.focus.levels import Level
 from layerscope.methods.focus.ops import (
     Act,
     Add,
     Affine,
     Concat,
-    Context,
     Conv,
     GlobalMean,
     Kind,
     Norm,
+    Order,
     Pad,
+    Part,
     Permute,
+    Pool,
     Same,
     ScaleBy,
+    SizeOf,
+    Slice,
+    Times,
     Unsupported,
 )
 from layerscope.methods.focus.recognise import recognise
@@ -111,7 +117,8 @@ def make_plan(traced: Traced, cut: Cut, *, stem_on_rows: bool = True) -> Plan:
 
 def _recognise_all(plan: Plan, stem_on_rows: bool) -> None:
     context = plan.traced.context
-    rows = Context(context.modules, context.shapes, plan.channels_last, context.constants)
+    rows = replace(context, channels_last=plan.channels_last)
+    levels: dict[fx.Node, Level] = {}
     seen_cut, unsupported, notes = False, list[str](), list[str]()
     for node in plan.traced.module.graph.nodes:
         if node.op in ("placeholder", "get_attr", "output"):
@@ -125,6 +132,8 @@ def _recognise_all(plan: Plan, stem_on_rows: bool) -> None:
                     raise Unsupported("before the cut")
                 op = recognise(node, rows)
                 _admit(op.kind, op.rows, plan, seen_cut)
+                if seen_cut:
+                    levels[node] = _level(op.kind, [levels[n] for n in op.rows])
             except Unsupported as reason:
                 if seen_cut and any(n in plan.channels_last for n in node.all_input_nodes):
                     unsupported.append(f"{name}: {reason}")
@@ -138,6 +147,8 @@ def _recognise_all(plan: Plan, stem_on_rows: bool) -> None:
             seen_cut = True
             # from here on the cut's value is rows, whatever computed it
             plan.channels_last[node] = False
+            generator = torch.Generator().manual_seed(0)
+            levels[node] = Level(torch.rand(1, *plan.cut.grid, generator=generator) < 0.2)
     plan.unsupported, plan.notes = tuple(unsupported), tuple(notes)
 
 
@@ -148,14 +159,21 @@ def _admit(kind: Kind, inputs: tuple[fx.Node, ...], plan: Plan, inside: bool) ->
         raise Unsupported("its input is dense")
 
 
+def _level(kind: Kind, inputs: list[Level]) -> Level:
+    """The level of the result, for a random set on the example's grid; refuses operands on different sets."""
+    if any(other is not inputs[0] for other in inputs[1:]):
+        raise Unsupported("its operands have different active sets")
+    return inputs[0].through(kind.geometry) if isinstance(kind, Conv | Pool) else inputs[0]
+
+
 def _take(kind: Kind, inputs: tuple[fx.Node, ...], node: fx.Node, plan: Plan, inside: bool, name: str) -> None:
     source = inputs[0]
     last = plan.channels_last.get(source, False)
-    if isinstance(kind, Same | Pad | Permute) and node is not plan.cut.node:
+    if isinstance(kind, Same | Pad | Permute | Part) and node is not plan.cut.node:
         plan.alias[node] = source
     else:
         plan.steps.append(Step(node, kind, tuple(plan.resolve(n) for n in inputs), inside, name=name))
-    if not isinstance(kind, GlobalMean):
+    if not isinstance(kind, GlobalMean | SizeOf):
         plan.channels_last[node] = kind.to_last if isinstance(kind, Permute) else last
 
 
@@ -217,7 +235,7 @@ def zero_fills(plan: Plan) -> dict[fx.Node, Tensor]:
     """
     fills: dict[fx.Node, Tensor] = {plan.cut.node: torch.zeros(plan.cut.channels)}
     for step in plan.steps:
-        if not step.inside or step.kind is None or isinstance(step.kind, GlobalMean):
+        if not step.inside or step.kind is None or isinstance(step.kind, GlobalMean | SizeOf):
             continue
         fill = _through(step.kind, [fills[n] for n in step.inputs])
         if step.residual is not None:
@@ -239,6 +257,12 @@ def _through(kind: Kind, fills: list[Tensor]) -> Tensor:
             return F.layer_norm(first, first.shape, kind.weight, kind.bias, kind.eps)
         case Add():
             return fills[0] + fills[1]
+        case Times():
+            return fills[0] * fills[1]
+        case Slice():
+            return first[kind.start : kind.stop]
+        case Order():
+            return first[kind.order]
         case Concat():
             return torch.cat(fills)
         case ScaleBy():  # one scale per image: a fill that is not zero could not stay one row

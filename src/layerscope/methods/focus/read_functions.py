@@ -24,11 +24,15 @@ from layerscope.methods.focus.ops import (
     Pool,
     Same,
     ScaleBy,
+    Times,
     Unsupported,
 )
+from layerscope.methods.focus.read_channels import CHANNEL_FUNCTIONS, CHANNEL_METHODS, shuffle
 from layerscope.methods.focus.reading import (
     argument,
     first_argument,
+    mean_pool,
+    name_of,
     need_channels,
     norm_over,
     pair,
@@ -47,21 +51,64 @@ def _act(kind: str | None, function: Callable[..., Tensor]) -> Callable[[fx.Node
     return read
 
 
+def _same_grid(a: fx.Node, b: fx.Node, context: Context) -> bool:
+    """Whether both are rows of one grid, with their channels on the same axis."""
+    last = context.channels_last
+    if a not in last or b not in last or last[a] != last[b]:
+        return False
+    grids = [context.shapes[n][1:3] if last[n] else context.shapes[n][2:] for n in (a, b)]
+    return grids[0] == grids[1]
+
+
 def _add(node: fx.Node, context: Context) -> Op:
     a, b = node.args[0], node.args[1] if len(node.args) > 1 else node.kwargs.get("other")
     if node.kwargs.get("alpha", 1) != 1:
         raise Unsupported("add with alpha")
+    if (op := _with_number(node, a, b)) is not None:
+        return op
     if not isinstance(a, fx.Node) or not isinstance(b, fx.Node):
-        raise Unsupported("adding a number shifts the fill; not supported on rows")
-    if a in context.channels_last and b in context.channels_last:
-        if context.channels_last[a] != context.channels_last[b]:
-            raise Unsupported("adding values with channels on different axes")
+        raise Unsupported("adding something that is neither rows nor a number")
+    if _same_grid(a, b, context):
+        if context.shapes[a] != context.shapes[b]:
+            raise Unsupported("adding values of different shapes")
         return Op(Add(), (a, b))
     raise Unsupported("adding rows to a dense value")
 
 
+def _with_number(node: fx.Node, a: Any, b: Any) -> Op | None:
+    """``rows (op) number`` or ``number (op) rows``: the same function of each value."""
+    if node.kwargs.keys() - {"other"}:
+        return None
+    target = node.target
+    function: Callable[..., Tensor] = (
+        getattr(torch.Tensor, target.rstrip("_")) if isinstance(target, str) else _NOT_IN_PLACE.get(target, target)
+    )
+    if isinstance(a, fx.Node) and isinstance(b, int | float):
+        return Op(Act(None, lambda x: function(x, b)), (a,))
+    if isinstance(b, fx.Node) and isinstance(a, int | float):
+        return Op(Act(None, lambda x: function(a, x)), (b,))
+    return None
+
+
+_NOT_IN_PLACE: dict[Any, Any] = {
+    operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul,
+    operator.itruediv: operator.truediv,
+}  # fmt: skip
+
+
+def _number_only(node: fx.Node, context: Context) -> Op:
+    a, b = node.args[0], node.args[1] if len(node.args) > 1 else node.kwargs.get("other")
+    if (op := _with_number(node, a, b)) is None:
+        raise Unsupported(f"{name_of(node.target)} of two tensors")
+    return op
+
+
 def _mul(node: fx.Node, context: Context) -> Op:
     a, b = node.args[0], node.args[1] if len(node.args) > 1 else node.kwargs.get("other")
+    if (op := _with_number(node, a, b)) is not None:
+        return op
+    if isinstance(a, fx.Node) and isinstance(b, fx.Node) and _same_grid(a, b, context):
+        return Op(Times(), (a, b))
     for position, (rows, other) in enumerate(((b, a), (a, b))):
         if not isinstance(rows, fx.Node) or rows not in context.channels_last:
             continue
@@ -71,7 +118,7 @@ def _mul(node: fx.Node, context: Context) -> Op:
             ok = scale.shape == (channels,) if context.channels_last[rows] else scale.shape[-3:] == (channels, 1, 1)
             if ok and scale.numel() == channels:
                 return Op(Affine(scale.reshape(-1), torch.zeros_like(scale).reshape(-1)), (rows,))
-        elif isinstance(other, fx.Node) and other not in context.channels_last:
+        elif isinstance(other, fx.Node):
             shape = context.shapes.get(other, ())
             if len(shape) == 4 and shape[1:] == (channels, 1, 1) and not context.channels_last[rows]:
                 note = f"{node.name}: squeeze-and-excitation averages over the fill, so the fill changes every channel"
@@ -107,6 +154,16 @@ def _functional_conv(node: fx.Node, context: Context) -> Op:
     return Op(Conv(w, b, geometry, int(argument(node, 6, "groups", 1))), (first_argument(node),))
 
 
+def _functional_avg_pool(node: fx.Node, context: Context) -> Op:
+    need_channels(node, context, last=False)
+    defaults = {
+        "kernel_size": None, "stride": None, "padding": 0, "ceil_mode": False, "count_include_pad": True,
+        "divisor_override": None,
+    }  # fmt: skip
+    given = [argument(node, i + 1, name, default) for i, (name, default) in enumerate(defaults.items())]
+    return Op(mean_pool(*given), (first_argument(node),))
+
+
 def _functional_norm(node: fx.Node, context: Context) -> Op:
     need_channels(node, context, last=True)
 
@@ -140,6 +197,8 @@ def _functional_batch_norm(node: fx.Node, context: Context) -> Op:
 
 
 def _permute(node: fx.Node, context: Context) -> Op:
+    if len(context.shapes.get(node, ())) == 5:
+        return shuffle(node, context)
     order = node.args[1:] if len(node.args) > 2 else node.args[1] if len(node.args) > 1 else node.kwargs.get("dims")
     if order is None or not isinstance(order, list | tuple):
         raise Unsupported("permute without a fixed order")
@@ -220,7 +279,25 @@ FUNCTIONS: dict[Any, Callable[[fx.Node, Context], Op]] = {
     torch.mean: _mean,
     F.adaptive_avg_pool2d: _functional_adaptive,
     F.max_pool2d: _functional_max_pool,
+    F.avg_pool2d: _functional_avg_pool,
     F.dropout: _keep,
+    F.hardsigmoid: _act(None, F.hardsigmoid),
+    F.elu: _act(None, F.elu),
+    F.celu: _act(None, F.celu),
+    F.selu: _act(None, F.selu),
+    F.mish: _act(None, F.mish),
+    F.softplus: _act(None, F.softplus),
+    F.hardtanh: _act(None, F.hardtanh),
+    F.sigmoid: _act(None, torch.sigmoid),
+    F.tanh: _act(None, torch.tanh),
+    torch.clamp: _act(None, torch.clamp),
+    operator.sub: _number_only,
+    operator.isub: _number_only,
+    operator.truediv: _number_only,
+    operator.itruediv: _number_only,
+    torch.sub: _number_only,
+    torch.div: _number_only,
+    **CHANNEL_FUNCTIONS,
 }
 
 
@@ -235,6 +312,9 @@ METHODS: dict[Any, Callable[[fx.Node, Context], Op]] = {
     "mul_": _mul,
     "permute": _permute,
     "mean": _mean,
-    "contiguous": _keep,
     "clone": _keep,
+    "clamp": _act(None, torch.clamp),
+    "sub": _number_only,
+    "div": _number_only,
+    **CHANNEL_METHODS,
 }

@@ -24,6 +24,7 @@ from layerscope.methods.focus.ops import (
 )
 from layerscope.methods.focus.reading import (
     first_argument,
+    mean_pool,
     need_channels,
     norm_over,
     pair,
@@ -58,7 +59,8 @@ def _conv(module: nn.Conv2d, node: fx.Node, context: Context) -> Kind:
 
 
 def _linear(module: nn.Linear, node: fx.Node, context: Context) -> Kind:
-    need_channels(node, context, last=True)
+    if not context.channels_last.get(first_argument(node), False):
+        raise Unsupported("a linear layer over another axis than the channels of rows")
     bias = module.bias if module.bias is not None else module.weight.new_zeros(module.out_features)
     return Conv(module.weight.detach()[:, :, None, None], bias.detach(), Geometry((1, 1)))
 
@@ -89,12 +91,10 @@ def _max_pool(module: nn.MaxPool2d, node: fx.Node, context: Context) -> Kind:
 
 def _avg_pool(module: nn.AvgPool2d, node: fx.Node, context: Context) -> Kind:
     need_channels(node, context, last=False)
-    if module.divisor_override is not None:
-        raise Unsupported("average pooling with a divisor of its own")
-    if module.ceil_mode:
-        raise Unsupported("average pooling with ceil_mode: its divisor depends on the border")
-    geometry = pool_geometry(module.kernel_size, module.stride, module.padding, 1, False)
-    return Pool(geometry, mean=True, count_padding=module.count_include_pad)
+    return mean_pool(
+        module.kernel_size, module.stride, module.padding, module.ceil_mode, module.count_include_pad,
+        module.divisor_override,
+    )  # fmt: skip
 
 
 def _adaptive(module: nn.AdaptiveAvgPool2d, node: fx.Node, context: Context) -> Kind:

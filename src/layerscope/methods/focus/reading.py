@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from layerscope.methods.focus.levels import Geometry
-from layerscope.methods.focus.ops import Context, Norm, Unsupported
+from layerscope.methods.focus.ops import Context, Norm, Pool, Unsupported
 
 
 def name_of(target: Any) -> str:
@@ -57,4 +57,22 @@ def norm_over(shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None
 
 def pool_geometry(kernel: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool) -> Geometry:
     """A pooling window from torch's arguments."""
+    stride = kernel if stride is None or stride == [] or stride == () else stride
     return Geometry(pair(kernel), pair(stride), pair(padding), pair(dilation), ceil_mode)
+
+
+def mean_pool(kernel: Any, stride: Any, padding: Any, ceil_mode: bool, count_padding: bool, divisor: Any) -> Pool:
+    """Average pooling from torch's arguments.
+
+    Raises:
+        Unsupported: a divisor of its own, or one that counts padding and is cut off at the border.
+    """
+    if divisor is not None:
+        raise Unsupported("average pooling with a divisor of its own")
+    geometry = pool_geometry(kernel, stride, padding, 1, ceil_mode)
+    if not ceil_mode:
+        return Pool(geometry, mean=True, count_padding=count_padding)
+    # a window that sticks out is divided by what it has; without padding those are the positions of the grid
+    if count_padding and geometry.padding != (0, 0):
+        raise Unsupported("average pooling with ceil_mode that counts padding: its divisor depends on the border")
+    return Pool(geometry, mean=True, count_padding=False)

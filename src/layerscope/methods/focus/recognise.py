@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from torch import fx, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from layerscope.methods.focus.ops import Context, Conv, Op, Pad, Unsupported
 from layerscope.methods.focus.read_functions import FUNCTIONS, METHODS, stochastic_depth
@@ -25,9 +26,13 @@ def recognise(node: fx.Node, context: Context) -> Op:
     """
     if node.op == "call_module":
         module = context.modules[str(node.target)]
-        reader = MODULES.get(type(module))
+        kind = type_before_parametrizations(module)
+        reader = MODULES.get(kind)
         if reader is None:
-            raise Unsupported(f"{type(module).__name__} does not run on rows")
+            why = context.whole.get(str(node.target), "")
+            raise Unsupported(f"{kind.__name__} does not run on rows" + (f": {why}" if why else ""))
+        if module._forward_hooks or module._forward_pre_hooks:
+            raise Unsupported(f"{kind.__name__} has forward hooks, which rows would not call")
         return _padded(Op(reader(module, node, context), (first_argument(node),)), context)
     table: dict[Any, Callable[[fx.Node, Context], Op]] = FUNCTIONS if node.op == "call_function" else METHODS
     if node.op == "call_function" and name_of(node.target) == "stochastic_depth":  # torchvision's, known by name only

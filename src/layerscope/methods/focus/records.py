@@ -113,6 +113,29 @@ class Candidate:
 
 
 @dataclass(frozen=True)
+class MapScore:
+    """A relevance map against random positions of the same number, with the same grid and fill, on the select half."""
+
+    config: FocusConfig
+    active_share: float
+    drop: float
+    """Points lost by the map's positions."""
+    chance_drop: float
+    """Points lost by random ones."""
+    margin: float
+    """Mean over samples of what random positions lose more, in points."""
+    uncertainty: float
+    """1.64 standard errors of the margin."""
+
+    @property
+    def verdict(self) -> str:
+        """Whether the map beats chance, at 95 % on one side."""
+        if self.margin - self.uncertainty > 0:
+            return "beats chance"
+        return "worse than chance" if self.margin + self.uncertainty < 0 else "no better than chance"
+
+
+@dataclass(frozen=True)
 class Picture:
     """One image and where it was computed."""
 
@@ -147,6 +170,8 @@ class FocusReport(Shown):
     unsupported: tuple[str, ...] = ()
     """Operations that ended the region, with the reason."""
     notes: tuple[str, ...] = ()
+    maps: tuple[MapScore, ...] = ()
+    """Which relevance maps choose better than at random."""
     pictures: tuple[Picture, ...] = ()
     """Some images of the confirm half under the chosen configuration."""
     seed: int = 0

@@ -36,7 +36,10 @@ class _Masked(fx.Interpreter):
         last = self._plan.channels_last.get(n, False)
         if n is not self._plan.cut.node:
             source = next((i for i in n.all_input_nodes if i in self._masks), None)
-            if source is None or not isinstance(value, Tensor) or value.ndim != 4 or n not in self._plan.channels_last:
+            if source is None or n not in self._plan.channels_last:
+                return value
+            if n in self._plan.alias:  # the same rows: zero padding, parts of a split, groups of a shuffle
+                self._masks[n] = self._masks[source]
                 return value
             size = value.shape[1:3] if last else value.shape[2:]
             self._masks[n] = shrink(self._masks[source], (int(size[0]), int(size[1])))
@@ -50,9 +53,21 @@ class _Masked(fx.Interpreter):
 
 
 def shrink(mask: Tensor, size: tuple[int, int]) -> Tensor:
-    """The set on a coarser grid: active where any position of the s x s cell is; the last cell may be cut off."""
+    """The set on a coarser grid: active where any position of the s x s cell is; the last cell may be cut off, or
+    stick out, and then repeats the border.
+
+    A stride of 1 may still take positions off the border or add some: the same at both sides.
+    """
     height, width = mask.shape[1:]
-    if size[0] >= height and size[1] >= width:  # padded with zeros, which are no positions of the grid
+    if mask.shape[1:] == size:
         return mask
     stride = round(height / size[0]), round(width / size[1])
-    return F.max_pool2d(mask[:, None].float(), stride, ceil_mode=True)[:, 0, : size[0], : size[1]] > 0
+    if max(stride) <= 1:
+        rows, columns = (
+            (torch.arange(new) + (old - new) // 2).clamp(0, old - 1)
+            for new, old in zip(size, (height, width), strict=True)
+        )
+        return mask[:, rows][:, :, columns]
+    missing = [max(0, new * s - old) for new, s, old in zip(size, stride, (height, width), strict=True)]
+    whole = F.pad(mask[:, None].float(), (0, missing[1], 0, missing[0]), mode="replicate")
+    return F.max_pool2d(whole, stride)[:, 0, : size[0], : size[1]] > 0

@@ -15,6 +15,7 @@ Novelty, evidence and the common form are ours.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +27,8 @@ from layerscope.methods.focus.errors import FocusError
 from layerscope.methods.focus.graph import Traced
 from layerscope.methods.focus.rows_torch import TorchBackend
 
+#: Positions that novelty and evidence are fitted on: far more than coefficients, and little memory.
+FIT_ROWS = 100_000
 NAMES = ("brightness", "norm", "novelty", "evidence", "random")
 
 
@@ -82,6 +85,18 @@ def make_relevance(
     ridge = 1e-3 * gram.diagonal().mean().clamp_min(1e-12) * torch.eye(channels, dtype=torch.float64)
     target = evidence.double() - evidence.double().mean()
     return Relevance(name, None, torch.linalg.solve(gram + ridge, centred.t() @ target).float())
+
+
+def fitting_set(traced: Traced, cut: fx.Node, batches: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Features and evidence at up to ``FIT_ROWS`` positions of the calibration images, picked evenly at random."""
+    each, features, evidence = max(1, FIT_ROWS // max(1, len(batches))), [], []
+    generator = torch.Generator().manual_seed(0)
+    for x in batches:
+        rows, seen = evidence_of(traced, cut, x)
+        picked = torch.randperm(len(seen), generator=generator)[:each]
+        features.append(rows[picked])
+        evidence.append(seen[picked])
+    return torch.cat(features), torch.cat(evidence)
 
 
 def evidence_of(traced: Traced, cut: fx.Node, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ from layerscope.methods.focus.native import (
     NormArgs,
     PoolArgs,
     RelevanceArgs,
+    ShrinkArgs,
     TableArgs,
 )
 from layerscope.methods.focus.ops import Conv, Norm, Pool
@@ -38,6 +39,12 @@ class CompiledTables:
             LevelArgs(mask.data_ptr(), images, height, width, rows.data_ptr(), position.data_ptr(), counts.data_ptr())
         )
         return rows, position[:n], counts
+
+    def shrink(self, mask: Tensor, size: tuple[int, int], stride: tuple[int, int], start: tuple[int, int]) -> Tensor:
+        """See :class:`TableMaker`."""
+        out = torch.empty(mask.shape[0], *size, dtype=torch.bool)
+        self.library.shrink(ShrinkArgs(mask.data_ptr(), *mask.shape, *size, *stride, *start, out.data_ptr()))
+        return out
 
     def table(self, level: Level, out: Level, geometry: Geometry) -> Tensor:
         """See :class:`TableMaker`."""

@@ -12,7 +12,21 @@ from torch import Tensor, fx, nn
 
 from layerscope.methods.focus.backend import Backend, RowOp
 from layerscope.methods.focus.levels import Geometry, Level, scatter
-from layerscope.methods.focus.ops import Act, Add, Affine, Concat, Conv, GlobalMean, Norm, Pool, ScaleBy
+from layerscope.methods.focus.ops import (
+    Act,
+    Add,
+    Affine,
+    Concat,
+    Conv,
+    GlobalMean,
+    Norm,
+    Order,
+    Pool,
+    ScaleBy,
+    SizeOf,
+    Slice,
+    Times,
+)
 from layerscope.methods.focus.plan import ACTIVATIONS, Plan, Step
 from layerscope.methods.focus.rows_compiled import CompiledBackend, pack
 from layerscope.methods.focus.workspace import Workspace
@@ -52,15 +66,19 @@ class Runner:
         self._gone = [
             tuple({n for n in map(plan.resolve, step.reads) if self._last[n] <= i}) for i, step in enumerate(plan.steps)
         ]
+        before = {plan.steps[i].node for i in self._stem} & plan.traced.context.plain.keys()
+        self._plain = {n for i in self._tail for n in plan.steps[i].reads if n in before}
         self.observe: Callable[[Step, Value], None] | None = None
         """Called with each step after the cut and its value, while values are still there; for measuring and tests."""
 
+    @torch.no_grad()
     def stem(self, x: Tensor) -> Value:
         """The value at the cut for the whole grid: full rows, or a dense map [N, C, H, W]. Lent until the next pass."""
         self._workspace.clear()
         env: dict[fx.Node, Value] = {self._inputs[0]: x}
         if self._stem:
             self._run(self._stem, env)
+        self._workspace.plain = {n: v for n, v in env.items() if n in self._plain}
         return env[self.plan.resolve(self.plan.cut.node)]
 
     def maps(self, value: Value) -> tuple[Tensor, tuple[int, int, int]]:
@@ -71,6 +89,14 @@ class Runner:
         images, channels, height, width = value.shape
         return value.movedim(1, -1).reshape(-1, channels), (images, height, width)
 
+    def part(self, value: Value, index: Tensor, x: Tensor) -> Value:
+        """The value at the cut for the images at ``index`` alone; ``x`` is what :meth:`stem` was given."""
+        if self._plain:  # sizes that the stem took of the whole batch would be wrong
+            return self.stem(x[index])
+        rows, grid = self.maps(value)
+        return rows.view(*grid, -1)[index].movedim(-1, 1)
+
+    @torch.no_grad()
     def tail(self, value: Value, mask: Tensor, level: Level | None = None) -> Any:
         """From the cut to the network's output, computing only where ``mask`` [N, H, W] is True."""
         level = level or self.level(mask)
@@ -79,7 +105,8 @@ class Runner:
         torch.index_select(rows, 0, level.position, out=picked)
         if isinstance(value, Rows):
             self._workspace.give(value.data)
-        env: dict[fx.Node, Value] = {self.plan.resolve(self.plan.cut.node): Rows(picked, level)}
+        env: dict[fx.Node, Value] = {**self._workspace.plain}
+        env[self.plan.resolve(self.plan.cut.node)] = Rows(picked, level)
         self._run(self._tail, env)
         result = fx.map_arg(self.plan.output.args[0], lambda n: self._dense(n, env))
         self._workspace.clear()
@@ -162,6 +189,14 @@ class Runner:
                 return self._mean(kind, step)
             case Concat():
                 return _concat
+            case Times():
+                return _product
+            case Slice():
+                return self._pick(lambda x: x[:, kind.start : kind.stop])
+            case Order():
+                return self._pick(lambda x: x[:, kind.order])
+            case SizeOf():
+                return self._size(kind)
             case ScaleBy():
                 return self._scale(kind)
             case _:
@@ -207,7 +242,7 @@ class Runner:
             if step.residual is not None:
                 other = env[step.residual]
                 assert isinstance(other, Rows)
-                assert other.level is level
+                assert other.level.agrees(level)
                 residual = other.data
                 if self._last[step.residual] <= i and step.residual not in step.inputs:
                     out = residual  # its last reader: write the sum over it
@@ -284,7 +319,7 @@ class Runner:
             a, b = (env[n] for n in step.inputs)
             assert isinstance(a, Rows)
             assert isinstance(b, Rows)
-            assert a.level is b.level
+            assert a.level.agrees(b.level)
             out = self._workspace.take(*a.data.shape)
             operation(a.data, a.level, b.data, out)
             return Rows(out, a.level)
@@ -302,6 +337,30 @@ class Runner:
 
         return run
 
+    def _pick(self, pick: Callable[[Tensor], Tensor]) -> Operation:
+        """Some of the channels, copied: kernels read rows that lie side by side."""
+
+        def run(step: Step, env: dict[fx.Node, Value], i: int) -> Value:
+            x = env[step.inputs[0]]
+            assert isinstance(x, Rows)
+            picked = pick(x.data)
+            out = self._workspace.take(*picked.shape)
+            return Rows(out.copy_(picked), x.level)
+
+        return run
+
+    def _size(self, kind: SizeOf) -> Operation:
+        def run(step: Step, env: dict[fx.Node, Value], i: int) -> Any:
+            x = env[step.inputs[0]]
+            assert isinstance(x, Rows)
+            images, height, width = x.level.mask.shape
+            last = self.plan.channels_last.get(step.node.all_input_nodes[0], False)
+            channels = x.data.shape[1]
+            size = torch.Size((images, height, width, channels) if last else (images, channels, height, width))
+            return size if kind.axis is None else size[kind.axis]
+
+        return run
+
     def _scale(self, kind: ScaleBy) -> Operation:
         def run(step: Step, env: dict[fx.Node, Value], i: int) -> Value:
             x, source = env[step.inputs[0]], step.node.args[kind.vector]
@@ -309,7 +368,7 @@ class Runner:
             assert isinstance(source, fx.Node)
             vector = self._dense(source, env)
             out = self._workspace.take(*x.data.shape)
-            scales = vector.flatten(1)
+            scales = vector.flatten(1).expand(x.level.images, -1)
             start = 0
             for image, count in enumerate(x.level.counts.tolist()):
                 torch.mul(x.data[start : start + count], scales[image], out=out[start : start + count])
@@ -339,6 +398,14 @@ def _elementwise(kind: Act) -> Operation:
     return run
 
 
+def _product(step: Step, env: dict[fx.Node, Value], i: int) -> Value:
+    a, b = (env[n] for n in step.inputs)
+    assert isinstance(a, Rows)
+    assert isinstance(b, Rows)
+    assert a.level.agrees(b.level)
+    return Rows(a.data * b.data, a.level)
+
+
 def _concat(step: Step, env: dict[fx.Node, Value], i: int) -> Value:
     parts = [env[n] for n in step.inputs]
     first = parts[0]
@@ -346,6 +413,6 @@ def _concat(step: Step, env: dict[fx.Node, Value], i: int) -> Value:
     data = []
     for part in parts:
         assert isinstance(part, Rows)
-        assert part.level is first.level
+        assert part.level.agrees(first.level)
         data.append(part.data)
     return Rows(torch.cat(data, 1), first.level)

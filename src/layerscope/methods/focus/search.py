@@ -21,10 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from layerscope.methods.focus.aoi import pool_cells, select
+from layerscope.methods.focus.aoi import select
 from layerscope.methods.focus.backend import Backend
 from layerscope.methods.focus.backends import make_backend
-from layerscope.methods.focus.cost import CostTable, clock, measure
+from layerscope.methods.focus.cost import clock, measure
 from layerscope.methods.focus.cuts import time_engines, time_shares, usable
 from layerscope.methods.focus.engines import Engine, all_engines
 from layerscope.methods.focus.errors import FocusError
@@ -32,14 +32,15 @@ from layerscope.methods.focus.fills import mean_fills
 from layerscope.methods.focus.graph import Cut, Traced, trace
 from layerscope.methods.focus.model import FocusedModel
 from layerscope.methods.focus.pictures import pictures
+from layerscope.methods.focus.places import Options, Place, candidates, pareto, spread, thin, with_fills
 from layerscope.methods.focus.plan import Plan, zero_fills
-from layerscope.methods.focus.records import Candidate, EngineTime, FocusConfig, FocusReport
-from layerscope.methods.focus.relevance import NAMES, Relevance, evidence_of, make_relevance
+from layerscope.methods.focus.records import Candidate, FocusConfig, FocusReport, MapScore
+from layerscope.methods.focus.relevance import NAMES, Relevance, fitting_set, make_relevance
 from layerscope.methods.focus.runner import Runner
-from layerscope.methods.focus.samples import Metric, Samples, logits, read, run, scorer, scores, split
+from layerscope.methods.focus.samples import Metric, Samples, read
+from layerscope.methods.focus.scoring import Scorer, Z
 from layerscope.methods.focus.timing import interleaved, speedup
 
-QUANTILES = tuple(round(0.05 * i, 2) for i in range(1, 20))
 #: How much faster than the best dense engine a focused model must be, for certain.
 LEAST_SPEEDUP = 1.05
 
@@ -55,6 +56,8 @@ class Effort:
     timed: int = 6
     """Candidates that are timed end to end."""
     timing_images: int = 30
+    chance: int = 2
+    """Configurations of each relevance map and cut that are compared with random positions."""
     batch: int = 32
     """Images at a time while scoring."""
 
@@ -111,7 +114,7 @@ def focus(
         raise FocusError(f"max_accuracy_drop: expected points >= 0, got {max_accuracy_drop}")
     samples = read(calibration, metric)
     example = samples.x[:1] if example is None else example
-    options = _Options(
+    options = Options(
         cut, _names(relevance), None if threshold == "auto" else float(threshold),
         _one_of("shape", shape, ("cells", "rect")), _one_of("fill", fill, ("zero", "mean")),
         None if grid == "auto" else int(grid), halo,
@@ -120,17 +123,6 @@ def focus(
         model, samples, metric, max_accuracy_drop, options, make_backend(backend), backend, example, effort or Effort(),
         source or type(model).__name__, seed,
     ).result()  # fmt: skip
-
-
-@dataclass(frozen=True)
-class _Options:
-    cut: str
-    relevance: tuple[str, ...]
-    threshold: float | None
-    shapes: tuple[str, ...]
-    fills: tuple[str, ...]
-    grid: int | None
-    halo: int
 
 
 def _names(relevance: str | Sequence[str]) -> tuple[str, ...]:
@@ -149,102 +141,73 @@ def _one_of(name: str, value: str, known: tuple[str, ...]) -> tuple[str, ...]:
     return known if value == "auto" else (value,)
 
 
-@dataclass(eq=False)
-class _Place:
-    """Everything known about one cut."""
-
-    cut: Cut
-    plan: Plan
-    table: CostTable
-    runners: dict[str, Runner]
-    relevance: dict[str, Relevance]
-    maps: dict[str, Tensor]
-    """Relevance of the select half, [N, H, W] each."""
-
-
 class _Search:
     def __init__(
-        self, model: nn.Module, samples: Samples, metric: Metric | str | None, budget: float, options: _Options,
+        self, model: nn.Module, samples: Samples, metric: Metric | str | None, budget: float, options: Options,
         backend: Backend, backend_name: str, example: Tensor, effort: Effort, source: str, seed: int,
     ) -> None:  # fmt: skip
-        self.model, self.budget, self.options, self.backend = model, budget, options, backend
-        self.backend_name, self.example, self.effort, self.source, self.seed = (
-            backend_name,
-            example,
-            effort,
-            source,
-            seed,
-        )
         self.started = time.perf_counter()
+        self.model, self.budget, self.options, self.backend = model, budget, options, backend
+        self.backend_name, self.example, self.effort = backend_name, example, effort
+        self.source, self.seed = source, seed
         self.traced: Traced = trace(model, example)
-        self.metric_name, self.metric = scorer(metric, samples)
-        self.select, self.confirm = split(samples, seed)
-        self.labels, self.dense_scores = {}, {}
-        for half in ("select", "confirm"):
-            self._score_dense(half)
+        self.scorer = Scorer(model, samples, metric, seed, effort.batch)
+        self.select, self.confirm = (self.scorer.halves[h].samples for h in ("select", "confirm"))
         self.engines: tuple[Engine, ...] = all_engines(model, example)
         self.engine_times = time_engines(self.engines, example)
         known = [t for t in self.engine_times if t.ms is not None]
         self.best_dense = min(known, key=lambda t: t.ms or 0.0)
+        self.places: dict[str, Place] = {}
         self.notes: list[str] = []
-
-    labels: dict[str, Tensor]
-    dense_scores: dict[str, Tensor]
-
-    def _score_dense(self, half: str) -> None:
-        samples = self.select if half == "select" else self.confirm
-        outputs = run(self.model, samples.batches(self.effort.batch))
-        if self.metric_name == "agreement":
-            labels = torch.cat([logits(o).argmax(1) for o in outputs])
-        else:
-            assert samples.y is not None
-            labels = samples.y
-        self.labels[half] = labels
-        self.dense_scores[half] = scores(outputs, labels, self.effort.batch, self.metric)
-
-    # ------------------------------------------------------------------------------------------------------------------
+        self.maps: list[MapScore] = []
 
     def result(self) -> FocusedModel:
-        places = self._places()
-        if not places:
+        self.places = {place.cut.name: place for place in self._places()}
+        if not self.places:
             return self._dense("no usable cut: " + "; ".join(self.notes[:4]), ())
-        candidates = [c for place in places for c in self._candidates(place)]
+        found = [c for p in self.places.values() for c in candidates(p, self.options, self._maps_for(p.cut))]
         limit = (self.best_dense.ms or 0.0) / LEAST_SPEEDUP
-        cheap = [c for c in candidates if c.predicted_ms <= limit]
+        cheap = [c for c in found if c.predicted_ms <= limit]
         if not cheap:
-            least = min((c.predicted_ms for c in candidates), default=float("nan"))
+            least = min((c.predicted_ms for c in found), default=float("nan"))
             return self._dense(
                 f"every candidate is predicted slower than {self.best_dense.name} "
                 f"({self.best_dense.ms:.2f} ms; cheapest candidate {least:.2f} ms)",
-                tuple(candidates[:20]),
+                found,
             )
-        by_name = {p.cut.name: p for p in places}
-        scored = [self._score(c, by_name[c.config.cut]) for c in self._with_fills(self._pareto(cheap, by_name))]
+        front = pareto(cheap, self.places, self.effort.scored)
+        scored = [self.scorer.score(c, self._at(c), self.budget) for c in with_fills(front, self.options.fills)]
+        self._compare_maps(scored)
         good = sorted((c for c in scored if c.outcome == "passed"), key=lambda c: c.predicted_ms)
         if not good:
-            scored = self._add_chance(scored, by_name, 3)
+            scored = self._chance_of_least(scored, 3)
             least_drop = min(c.select_drop for c in scored if c.select_drop is not None)
             return self._dense(
                 f"every candidate lost more than {self.budget:g} points on the select half (least: {least_drop:.2f})",
                 scored,
             )
-        return self._decide(good, scored, by_name)
+        return self._decide(good, scored)
 
-    def _places(self) -> list[_Place]:
+    def _at(self, candidate: Candidate) -> Place:
+        return self.places[candidate.config.cut]
+
+    # the cuts --------------------------------------------------------------------------------------------------------
+
+    def _places(self) -> list[Place]:
         shares = time_shares(self.traced, self.example)
         fit: list[tuple[Cut, Plan]] = []
-        wanted = [self.traced.cut(self.options.cut)] if self.options.cut != "auto" else list(self.traced.cuts)
-        for cut in wanted:
+        fixed = self.options.cut != "auto"
+        for cut in [self.traced.cut(self.options.cut)] if fixed else self.traced.cuts:
             plan, why_not = usable(self.traced, cut, shares[cut.node], self.backend)
-            if self.options.cut != "auto" and plan is None:
+            if fixed and plan is None:
                 raise FocusError(f"cut: {cut.name!r} cannot be used: {why_not}")
-            if plan is not None and (not why_not or self.options.cut != "auto"):
+            if plan is not None and (not why_not or fixed):
                 fit.append((cut, plan))
             else:
                 self.notes.append(f"{cut.name}: {why_not}")
-        bright = [f for f in fit if f[0].brightness != "no"]
-        if self.options.cut == "auto":
-            fit = _spread(bright or [f for f in fit if self._maps_for(f[0])], self.effort.cuts)
+        if not fixed:
+            bright = [f for f in fit if f[0].brightness != "no"]
+            fit = spread(bright or [f for f in fit if self._maps_for(f[0])], self.effort.cuts)
         return [self._place(cut, plan) for cut, plan in fit if self._maps_for(cut)]
 
     def _maps_for(self, cut: Cut) -> tuple[str, ...]:
@@ -255,7 +218,7 @@ class _Search:
             self.notes += [] if note in self.notes else [note]
         return allowed
 
-    def _place(self, cut: Cut, plan: Plan) -> _Place:
+    def _place(self, cut: Cut, plan: Plan) -> Place:
         fills = {"zero": zero_fills(plan)}
         batches = self.select.batches(self.effort.batch)
         if "mean" in self.options.fills:
@@ -264,164 +227,67 @@ class _Search:
         runner = next(iter(runners.values()))
         features = evidence = None
         names = self._maps_for(cut)
-        if "evidence" in names:
-            seen = [evidence_of(self.traced, cut.node, b) for b in batches]
-            features, evidence = torch.cat([f for f, _ in seen]), torch.cat([e for _, e in seen])
-        elif "novelty" in names:
-            with torch.no_grad():
-                features = torch.cat([runner.maps(runner.stem(b.contiguous()))[0].clone() for b in batches])
+        if {"novelty", "evidence"} & set(names):
+            features, evidence = fitting_set(self.traced, cut.node, batches)
         maps = {n: make_relevance(n, cut.channels, features, evidence) for n in (*names, "random")}
         found: dict[str, list[Tensor]] = {n: [] for n in maps}
-        with torch.no_grad():
-            for batch in batches:
-                rows, grid = runner.maps(runner.stem(batch.contiguous()))
-                for name, relevance in maps.items():
-                    found[name].append(relevance(rows, grid, self.backend).clone())
+        for batch in batches:
+            rows, grid = runner.maps(runner.stem(batch.contiguous()))
+            for name, relevance in maps.items():
+                found[name].append(relevance(rows, grid, self.backend).clone())
         eager = self.engines[0].run
         assert eager is not None
         table = measure(runner, eager, self.example.contiguous())
         choosing = self._time_choice(runner, next(iter(maps.values())), cut)
         table = replace(table, fixed_ms=table.fixed_ms + choosing)
-        return _Place(cut, plan, table, runners, maps, {n: torch.cat(f) for n, f in found.items()})
+        return Place(cut, plan, table, runners, maps, {n: torch.cat(f) for n, f in found.items()})
 
     def _time_choice(self, runner: Runner, relevance: Relevance, cut: Cut) -> float:
         """Milliseconds per image for the relevance map and the set."""
         now, best = clock(), float("inf")
         side = max(1, cut.grid[0] // 8)
-        with torch.no_grad():
-            rows, grid = runner.maps(runner.stem(self.example.contiguous()))
-            for _ in range(5):
-                start = now()
-                map_ = relevance(rows, grid, self.backend)
-                select(map_, float(map_.median()), grid=side)
-                best = min(best, now() - start)
+        rows, grid = runner.maps(runner.stem(self.example.contiguous()))
+        for _ in range(5):
+            start = now()
+            map_ = relevance(rows, grid, self.backend)
+            select(map_, float(map_.median()), grid=side)
+            best = min(best, now() - start)
         return 1e3 * best / self.example.shape[0]
 
-    def _candidates(self, place: _Place) -> list[Candidate]:
-        """Every map, grid, shape and threshold at this cut, with predicted cost; fills come later, they cost alike."""
-        found = []
-        few = slice(0, 48)
-        for name in self._maps_for(place.cut):
-            relevance = place.maps[name]
-            for grid in self._grids(place):
-                cells = pool_cells(relevance, grid).reshape(-1).double()
-                known = self.options.threshold
-                thresholds = [known] if known is not None else cells.quantile(torch.tensor(QUANTILES).double()).tolist()
-                for shape in self.options.shapes:
-                    for threshold in thresholds:
-                        mask = select(relevance[few], threshold, grid=grid, shape=shape, halo=self.options.halo)
-                        config = FocusConfig(place.cut.name, name, threshold, grid, shape, "zero", self.options.halo)
-                        if (predicted := self._predict(place, mask)) is not None:
-                            share = float(mask.float().mean())
-                            found.append(Candidate(config, predicted, share, "predicted slower"))
-        return found
+    # chance ----------------------------------------------------------------------------------------------------------
 
-    def _predict(self, place: _Place, mask: Tensor) -> float | None:
-        """Milliseconds per image, counting that full and empty sets run densely; None if all of them do."""
-        focused = mask.flatten(1).any(1) & ~mask.flatten(1).all(1)
-        if not bool(focused.any()):
-            return None
-        level = place.runners[self.options.fills[0]].level(mask[focused])
-        share = float(focused.float().mean())
-        return share * place.table.predict(level) + (1 - share) * (place.table.fixed_ms + place.table.dense_ms)
-
-    def _grids(self, place: _Place) -> tuple[int, ...]:
-        if self.options.grid is not None:
-            return (self.options.grid,)
-        coarse = [level.grid for level in place.table.levels]
-        stride = max(1, place.cut.grid[0] // min(g[0] for g in coarse))
-        return tuple(sorted({stride, max(1, stride // 2), max(1, stride // 4)}))
-
-    def _pareto(self, candidates: list[Candidate], places: dict[str, _Place]) -> list[Candidate]:
-        """Per cut and map, those that no other beats in both predicted cost and share of relevance kept."""
-        kept: list[Candidate] = []
-        groups: dict[tuple[str, str], list[tuple[float, float, Candidate]]] = {}
-        for c in candidates:
-            relevance = places[c.config.cut].maps[c.config.relevance][:48]
-            mass = relevance - relevance.amin()
-            mask = select(relevance, c.config.threshold, grid=c.config.grid, shape=c.config.shape, halo=c.config.halo)
-            share = float((mass * mask).sum() / mass.sum().clamp_min(1e-12))
-            groups.setdefault((c.config.cut, c.config.relevance), []).append((c.predicted_ms, -share, c))
+    def _compare_maps(self, scored: Sequence[Candidate]) -> None:
+        """Each map at each cut against random positions: at its smallest sets, and further up."""
+        groups: dict[tuple[str, str], list[Candidate]] = {}
+        for c in scored:
+            if c.config.fill == self.options.fills[0]:
+                groups.setdefault((c.config.cut, c.config.relevance), []).append(c)
         for group in groups.values():
-            group.sort(key=lambda item: item[:2])
-            best = float("inf")
-            front = []
-            for _, lost, c in group:
-                if lost < best:
-                    best = lost
-                    front.append(c)
-            kept += _thin(front, max(1, self.effort.scored // len(groups)))
-        return kept
+            group.sort(key=lambda c: c.active_share)
+            picked = thin(group[: len(group) // 2 + 1], self.effort.chance)
+            self.maps += [self.scorer.against_chance(c, self._at(c)) for c in picked]
 
-    def _with_fills(self, candidates: list[Candidate]) -> list[Candidate]:
-        return [replace(c, config=replace(c.config, fill=f)) for c in candidates for f in self.options.fills]
-
-    def _score(self, candidate: Candidate, place: _Place) -> Candidate:
-        drop, _ = self._drop(candidate.config, place, "select", place.maps[candidate.config.relevance])
-        return replace(candidate, select_drop=drop, outcome="passed" if drop <= self.budget else "over budget")
-
-    def _drop(self, config: FocusConfig, place: _Place, half: str, maps: Tensor | None) -> tuple[float, float]:
-        """Points lost against dense on a half, and the standard error of that paired difference."""
-        samples = self.select if half == "select" else self.confirm
-        runner, size = place.runners[config.fill], self.effort.batch
-        differences = []
-        with torch.no_grad():
-            for i, (x, labels, dense) in enumerate(
-                zip(
-                    samples.batches(size),
-                    torch.split(self.labels[half], size),
-                    torch.split(self.dense_scores[half], size),
-                    strict=True,
-                )
-            ):
-                value = runner.stem(x.contiguous())
-                if maps is None:
-                    rows, grid = runner.maps(value)
-                    relevance = place.relevance[config.relevance](rows, grid, self.backend)
-                else:
-                    relevance = maps[i * size : i * size + len(x)]
-                mask = select(relevance, config.threshold, grid=config.grid, shape=config.shape, halo=config.halo)
-                # an empty or full set runs densely, so nothing changes for that image
-                here = (mask.flatten(1).any(1) & ~mask.flatten(1).all(1)).nonzero()[:, 0]
-                lost = torch.zeros(len(x), dtype=torch.float64)
-                if len(here):
-                    rows, grid = runner.maps(value)
-                    part = rows.view(*grid, -1)[here].movedim(-1, 1)
-                    output = runner.tail(part, mask[here].contiguous())
-                    lost[here] = dense[here] - self.metric(output, labels[here]).reshape(-1).double()
-                differences.append(lost)
-        lost = 100 * torch.cat(differences)
-        error = float(lost.std() / len(lost) ** 0.5) if len(lost) > 1 else float("inf")
-        return float(lost.mean()), error
-
-    def _add_chance(self, scored: list[Candidate], places: dict[str, _Place], count: int) -> list[Candidate]:
+    def _chance_of_least(self, scored: list[Candidate], count: int) -> list[Candidate]:
         """Score random positions for the ``count`` candidates that lost least."""
         order = sorted(range(len(scored)), key=lambda i: scored[i].select_drop or 0.0)
         for i in order[:count]:
-            scored[i] = self._chance(scored[i], places[scored[i].config.cut])
+            scored[i] = self.scorer.with_chance(scored[i], self._at(scored[i]))
         return scored
 
-    def _chance(self, candidate: Candidate, place: _Place) -> Candidate:
-        """The same active share, grid and fill, at positions that have nothing to do with the image."""
-        config, random = candidate.config, place.maps["random"]
-        cells = pool_cells(random[:1], config.grid).reshape(-1).double()
-        threshold = float(cells.quantile(1 - min(1.0, candidate.active_share)))
-        chance = replace(config, relevance="random", threshold=threshold, shape="cells", halo=0)
-        drop, _ = self._drop(chance, place, "select", random)
-        return replace(candidate, chance_drop=drop)
+    # the decision ----------------------------------------------------------------------------------------------------
 
-    def _decide(self, good: list[Candidate], scored: list[Candidate], places: dict[str, _Place]) -> FocusedModel:
+    def _decide(self, good: list[Candidate], scored: list[Candidate]) -> FocusedModel:
         tried: dict[FocusConfig, Candidate] = {}
         fast: list[Candidate] = []
-        for candidate in _thin(good, self.effort.timed):
-            timed = self._time(self._chance(candidate, places[candidate.config.cut]))
+        for candidate in thin(good, self.effort.timed):
+            timed = self._time(self.scorer.with_chance(candidate, self._at(candidate)))
             tried[timed.config] = timed
             if timed.outcome == "passed":
                 fast.append(timed)
         chosen = None
         for candidate in sorted(fast, key=lambda c: -(c.speedup_best or 0.0)):
-            drop, error = self._drop(candidate.config, places[candidate.config.cut], "confirm", None)
-            bound = drop + 1.64 * error
+            drop, error = self.scorer.drop(candidate.config, self._at(candidate), "confirm", None)
+            bound = drop + Z * error
             ok = bound <= self.budget
             checked = replace(
                 candidate, confirm_drop=drop, confirm_bound=bound, outcome="chosen" if ok else "not confirmed"
@@ -450,7 +316,7 @@ class _Search:
             f"{chosen.speedup_best:.2f} times as fast as {self.best_dense.name} (at least {chosen.speedup_low:.2f}), "
             f"losing {chosen.confirm_drop:.2f} points on held-back samples (at most {chosen.confirm_bound:.2f})"
         )
-        report = self._report("focused", reason, everything, chosen, places[chosen.config.cut])
+        report = self._report("focused", reason, everything, chosen)
         model = self._focused(chosen.config, report)
         model.report = replace(report, pictures=pictures(model, self.confirm.x[:8]))
         return model
@@ -466,7 +332,8 @@ class _Search:
             "focused": focused, "full": full, "eager": engines["eager"], "best": engines[self.best_dense.name],
         }  # fmt: skip
         batch = self.example.shape[0]
-        times = interleaved(contestants, self._timing_images(batch))
+        wanted = torch.arange(self.effort.timing_images * batch) % len(self.select)
+        times = interleaved(contestants, list(torch.split(self.select.x[wanted], batch)))
         median_best, low = speedup(times["best"], times["focused"], seed=self.seed)
         return replace(
             candidate,
@@ -477,55 +344,24 @@ class _Search:
             speedup_full=speedup(times["full"], times["focused"], seed=self.seed)[0],
         )
 
-    def _timing_images(self, batch: int) -> list[Tensor]:
-        count = self.effort.timing_images
-        wanted = torch.arange(count * batch) % len(self.select)
-        return list(torch.split(self.select.x[wanted], batch))
-
     def _focused(self, config: FocusConfig, report: FocusReport | None) -> FocusedModel:
         return FocusedModel(
             self.model, config, example=self.example, calibration=self.select.batches(self.effort.batch),
             backend=self.backend_name, report=report,
         )  # fmt: skip
 
-    def _dense(self, reason: str, candidates: Sequence[Candidate]) -> FocusedModel:
-        report = self._report("dense", reason, tuple(candidates), None, None)
+    def _dense(self, reason: str, tried: Sequence[Candidate]) -> FocusedModel:
+        report = self._report("dense", reason, tuple(tried), None)
         return FocusedModel(self.model, None, example=self.example, backend=self.backend_name, report=report)
 
     def _report(
-        self,
-        decision: Any,
-        reason: str,
-        candidates: tuple[Candidate, ...],
-        chosen: Candidate | None,
-        place: _Place | None,
+        self, decision: Any, reason: str, tried: tuple[Candidate, ...], chosen: Candidate | None
     ) -> FocusReport:
-        dense = tuple(100 * float(self.dense_scores[h].mean()) for h in ("select", "confirm"))
-        times: tuple[EngineTime, ...] = self.engine_times
+        dense = [100 * float(self.scorer.halves[h].dense.mean()) for h in ("select", "confirm")]
+        plan = None if chosen is None else self._at(chosen).plan
         return FocusReport(
-            self.source, decision, reason, self.metric_name, self.budget, (len(self.select), len(self.confirm)),
-            (dense[0], dense[1]), times, self.backend.name, torch.get_num_threads(), chosen, candidates,
-            () if place is None else place.plan.unsupported,
-            tuple(self.notes) + (() if place is None else place.plan.notes),
-            seed=self.seed, seconds=time.perf_counter() - self.started,
+            self.source, decision, reason, self.scorer.name, self.budget, (len(self.select), len(self.confirm)),
+            (dense[0], dense[1]), self.engine_times, self.backend.name, torch.get_num_threads(), chosen, tried,
+            () if plan is None else plan.unsupported, tuple(self.notes) + (() if plan is None else plan.notes),
+            maps=tuple(self.maps), seed=self.seed, seconds=time.perf_counter() - self.started,
         )  # fmt: skip
-
-
-def _spread(fit: list[tuple[Cut, Plan]], count: int) -> list[tuple[Cut, Plan]]:
-    """The earliest cut of each grid first, then the others, in network order, at most ``count``."""
-    grids: set[tuple[int, int]] = set()
-    first: list[tuple[Cut, Plan]] = []
-    rest: list[tuple[Cut, Plan]] = []
-    for item in fit:
-        (rest if item[0].grid in grids else first).append(item)
-        grids.add(item[0].grid)
-    return (first + rest)[:count]
-
-
-def _thin(items: list[Candidate], count: int) -> list[Candidate]:
-    """At most ``count``, evenly spread, both ends kept."""
-    if len(items) <= count:
-        return items
-    if count == 1:
-        return items[:1]
-    return [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,8 @@ class Workspace(threading.local):
         self.free: list[Tensor] = []
         self.lent: dict[int, Tensor] = {}
         self.rest = torch.empty(0)
+        self.plain: dict[Any, Any] = {}
+        """Sizes and numbers that the stem left for what comes after the cut."""
 
     def take(self, rows: int, channels: int) -> Tensor:
         """An uninitialised [rows, channels] tensor."""

@@ -1,4 +1,4 @@
-// What Python calls: picks the instruction set once, splits work over torch's own thread pool.
+// What Python calls: splits work over torch's own thread pool. Each library holds one instruction set.
 //
 // at::parallel_for is the reason for the one torch header: a second OpenMP runtime beside torch's would fight it for
 // the cores. No tensor crosses this interface, so the file compiles in a second.
@@ -14,24 +14,13 @@
 
 namespace {
 
-const Kernels* best() {
+bool processor_has(const char* name) {
 #if defined(__x86_64__) || defined(__i386__)
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && kernels_avx512()) return kernels_avx512();
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && kernels_avx2()) return kernels_avx2();
+  if (!std::strcmp(name, "avx512")) return __builtin_cpu_supports("avx512f");
+  if (!std::strcmp(name, "avx2")) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 #endif
-  return kernels_plain();
-}
-
-const Kernels* kernels_named(const char* name) {
-#if defined(__x86_64__) || defined(__i386__)
-  __builtin_cpu_init();
-  if (!std::strcmp(name, "avx512")) return __builtin_cpu_supports("avx512f") ? kernels_avx512() : nullptr;
-  if (!std::strcmp(name, "avx2"))
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? kernels_avx2() : nullptr;
-#endif
-  if (!std::strcmp(name, "plain")) return kernels_plain();
-  return nullptr;
+  return !std::strcmp(name, "plain");
 }
 
 // Packed weights beyond this are walked panel by panel, so that one panel stays in the second-level cache.
@@ -58,12 +47,13 @@ void focus_large_pages(void* memory, int64_t bytes) {
 #endif
 }
 
-// Handle of an instruction set ("avx512", "avx2", "plain", or "" for the best this processor has); null if absent.
-const void* focus_kernels(const char* name) { return *name ? kernels_named(name) : best(); }
-
-const char* focus_name(const void* handle) {
-  return handle == kernels_plain() ? "plain" : handle == kernels_avx2() ? "avx2" : "avx512";
+// Handle of this library's instruction set; null if this processor lacks it.
+const void* focus_kernels() {
+  const Kernels* k = kernels_here();
+  return k && processor_has(k->name) ? k : nullptr;
 }
+
+const char* focus_name(const void* handle) { return static_cast<const Kernels*>(handle)->name; }
 
 int64_t focus_panel(const void* handle) { return static_cast<const Kernels*>(handle)->nr; }
 

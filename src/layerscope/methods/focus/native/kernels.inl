@@ -1,4 +1,4 @@
-// The kernels, written once over the register type V. The including file defines V, MR (rows of a tile) and
+// The kernels, written once over the register type V. The including file defines V, ISA_NAME, MR (rows of a tile) and
 // NV (registers across channels); MR * NV accumulators, NV weights and one broadcast must fit the register file.
 //
 // The convolution reads its inputs through a table of row numbers and never copies them: M. Dukhan, "The Indirect
@@ -301,6 +301,6 @@ void relevance(const RelevanceArgs& a, int64_t first, int64_t last) {
   }
 }
 
-const Kernels table{MR, NR, conv_tile, depthwise, pool, layer_norm, elementwise, mean, relevance};
+const Kernels table{ISA_NAME, MR, NR, conv_tile, depthwise, pool, layer_norm, elementwise, mean, relevance};
 
 }  // namespace

@@ -89,6 +89,13 @@ struct LevelArgs {       // active positions in raster order, image after image
   int64_t* counts;       // [images]
 };
 
+struct ShrinkArgs {       // the set after a strided layer: an output is active where any position of its s x s cell is
+  const uint8_t* mask;   // [images, h, w]
+  int64_t images, h, w, out_h, out_w;
+  int64_t sh, sw, y0, x0; // output (0, 0)'s cell starts at (y0, x0); a cell that sticks out of the grid repeats the border
+  uint8_t* out;          // [images, out_h, out_w]
+};
+
 struct TableArgs {
   const int32_t* map;        // of the input level
   int64_t h, w;              // input grid
@@ -108,6 +115,7 @@ struct Ahead {
 
 // What one instruction set offers.
 struct Kernels {
+  const char* name;
   int mr, nr;
   void (*conv_tile)(const ConvArgs&, int64_t row, int rows, int64_t panel, Ahead ahead);
   void (*depthwise)(const ConvArgs&, int64_t first, int64_t last);  // over runs if given, else over rows
@@ -118,6 +126,4 @@ struct Kernels {
   void (*relevance)(const RelevanceArgs&, int64_t first, int64_t last);
 };
 
-const Kernels* kernels_plain();
-const Kernels* kernels_avx2();
-const Kernels* kernels_avx512();
+const Kernels* kernels_here();  // of the one instruction set in this library; null if the compiler could not make it

@@ -18,6 +18,22 @@ extern "C" int64_t focus_level(const LevelArgs* a) {
   return n;
 }
 
+extern "C" void focus_shrink(const ShrinkArgs* a) {
+  const auto clamp = [](int64_t v, int64_t size) { return v < 0 ? 0 : v >= size ? size - 1 : v; };
+  for (int64_t image = 0; image < a->images; ++image) {
+    const uint8_t* mask = a->mask + image * a->h * a->w;
+    uint8_t* out = a->out + image * a->out_h * a->out_w;
+    for (int64_t y = 0; y < a->out_h; ++y)
+      for (int64_t x = 0; x < a->out_w; ++x, ++out) {
+        *out = 0;
+        for (int64_t i = 0; i < a->sh; ++i) {
+          const uint8_t* row = mask + clamp(y * a->sh + a->y0 + i, a->h) * a->w;
+          for (int64_t j = 0; j < a->sw; ++j) *out |= row[clamp(x * a->sw + a->x0 + j, a->w)];
+        }
+      }
+  }
+}
+
 extern "C" void focus_table(const TableArgs* a) {
   const int64_t taps = a->kh * a->kw, cells = a->out_h * a->out_w;
   for (int64_t o = 0; o < a->n; ++o) {

@@ -157,7 +157,11 @@ def graphed(job: Callable[[], object]) -> Callable[[], object]:
 def gpu(repeats: int) -> None:
     """Layers in all three shapes and in CNN-5's own, and a whole CNN-5 step at batch 256: eager and as CUDA graphs."""
     print(f"torch {torch.__version__}, {torch.cuda.get_device_name()}")
-    forms = {"batch norm": FORMS["batch norm"], "mixture, K=3": FORMS["mixture, K=3"], "mixture, K=8": FORMS["mixture, K=8"]}
+    forms = {
+        "batch norm": FORMS["batch norm"],
+        "mixture, K=3": FORMS["mixture, K=3"],
+        "mixture, K=8": FORMS["mixture, K=8"],
+    }
     for shape in [*SHAPES, (256, 64, 28, 28), (256, 128, 14, 14), (256, 256, 4, 4)]:
         x, g = torch.randn(shape, device="cuda", requires_grad=True), torch.randn(shape, device="cuda")
         nets = {name: make(shape[1]).cuda() for name, make in forms.items()}

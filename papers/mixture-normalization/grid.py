@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layerscope import data, norms, surgery
+from layerscope.norms import mixture_fused
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -214,6 +215,7 @@ class Step:
         self.stream = torch.cuda.Stream() if self.cuda else None
 
     def __call__(self, index: Tensor) -> None:
+        """Do one step on these images."""
         self.index.copy_(index)
         self.count += 1
         if not self.cuda:
@@ -291,6 +293,7 @@ def run(trial: Trial, scale: Scale, train: tuple[Tensor, Tensor], test: tuple[Te
         "batch": scale.batch,
         "epochs": scale.epochs,
         "device": torch.cuda.get_device_name() if x.is_cuda else "CPU",
+        "kernels": "triton" if mixture_fused.usable(x, 3) else "torch",
         "seconds": round(time.monotonic() - start, 1),
     }
 

@@ -1,6 +1,6 @@
 """The Triton kernels against the plain torch path in float64: on a GPU, or interpreted on a CPU.
 
-    TRITON_INTERPRET=1 python -m pytest tests/norms/test_mixture_triton.py     # needs triton and numpy < 2.3
+TRITON_INTERPRET=1 python -m pytest tests/norms/test_mixture_triton.py     # needs triton and numpy < 2.3
 """
 
 from __future__ import annotations
@@ -48,9 +48,7 @@ def layer(channels: int, k: int = 3, **options: Any) -> MixtureNorm:
     return made
 
 
-def both(
-    made: MixtureNorm, x: Tensor, up: Tensor
-) -> tuple[list[tuple[str, Tensor, Tensor]], MixtureNorm, MixtureNorm]:
+def both(made: MixtureNorm, x: Tensor, up: Tensor) -> tuple[list[tuple[str, Tensor, Tensor]], MixtureNorm, MixtureNorm]:
     """Output, gradients and buffers of one step, by the kernels and in float64; and the two layers after it."""
     fast, exact = copy.deepcopy(made), copy.deepcopy(made).double()
     a, b = x.detach().clone(memory_format=torch.preserve_format).requires_grad_(), x.double().requires_grad_()

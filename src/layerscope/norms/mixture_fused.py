@@ -8,6 +8,7 @@ forward pass under ``torch.compile`` or ``torch.export``. ``LAYERSCOPE_TRITON=0`
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from importlib.util import find_spec
 from typing import Any, NamedTuple
@@ -42,12 +43,17 @@ def _has_triton() -> bool:
     return find_spec("triton") is not None
 
 
+def _device(x: Tensor) -> AbstractContextManager[Any]:
+    """Triton launches on the current device: that of ``x``."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+
+
 class Tracked(NamedTuple):
     """What a training pass moves in place."""
 
     mixture: Mixture
     running: Mixture
-    count: Tensor
+    batches: Tensor
     momentum: float
 
 
@@ -76,7 +82,7 @@ def train(
     from layerscope.norms import mixture_triton as kernels
 
     k = len(mixture.weight)
-    with torch.no_grad(), torch.cuda.device_of(x):
+    with torch.no_grad(), _device(x):
         source = rows(x)
         plan = kernels.Plan(source, k)
         centre = _centre(source, reduce)
@@ -101,7 +107,7 @@ def evaluate(
     """Normalize ``x`` with the running moments; outside of autograd."""
     from layerscope.norms import mixture_triton as kernels
 
-    with torch.cuda.device_of(x):
+    with _device(x):
         source = rows(x)
         plan = kernels.Plan(source, len(mixture.weight))
         table, centre = kernels.prepare(mixture, plan, None, t, eps, None)
@@ -144,7 +150,7 @@ class _Fused(torch.autograd.Function):
         from layerscope.norms import mixture_triton as kernels
 
         y = torch.empty_like(x)
-        with torch.cuda.device_of(x):
+        with _device(x):
             kernels.normalize(rows(x), rows(y), plan, saved[0], saved[1], *tables)
         ctx.save_for_backward(x, weight, bias, *saved)
         ctx.plan, ctx.eps, ctx.reduce = plan, eps, reduce
@@ -157,7 +163,7 @@ class _Fused(torch.autograd.Function):
         from layerscope.norms import mixture_triton as kernels
 
         x, weight, bias, tau, centre, mean, var, mass, alpha = ctx.saved_tensors
-        with torch.no_grad(), torch.cuda.device_of(x):
+        with torch.no_grad(), _device(x):
             if grad.stride() != x.stride() or grad.dtype != x.dtype:
                 grad = torch.empty_like(x).copy_(grad)
             source, upstream = rows(x), rows(grad)
@@ -167,11 +173,12 @@ class _Fused(torch.autograd.Function):
                 total = local.clone()
                 ctx.reduce(total)
             saved = (mean, var, mass, alpha, centre)
-            grad_weight, grad_bias, *tables = kernels.finish_back(local, total, ctx.plan, saved, weight, ctx.eps)
+            done = kernels.finish_back(local, total, ctx.plan, saved, weight, ctx.eps)
+            grad_weight, grad_bias = done[:2]
             dx = None
             if ctx.needs_input_grad[0]:
                 dx = torch.empty_like(x)
-                kernels.gradient(source, upstream, rows(dx), ctx.plan, tau, centre, tuple(tables))
+                kernels.gradient(source, upstream, rows(dx), ctx.plan, tau, centre, done[2:])
         if weight is None or bias is None:
             return dx, None, None, None, None, None, None, None
         return dx, grad_weight.to(weight.dtype), grad_bias.to(bias.dtype), None, None, None, None, None
@@ -185,7 +192,7 @@ class Watch:
         if finite.is_cuda:
             self.host = torch.empty(1, dtype=finite.dtype, pin_memory=True)
             self.host.copy_(finite, non_blocking=True)
-            self.event = torch.cuda.Event()
+            self.event = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch's own signature
             self.event.record(torch.cuda.current_stream(finite.device))
         else:
             self.host = finite

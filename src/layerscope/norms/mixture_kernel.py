@@ -113,7 +113,8 @@ class _Posterior:
     def __init__(self, x: Tensor, mixture: Mixture, centre: Tensor, temperature: float, block: int = BLOCK) -> None:
         self.centre = centre.unsqueeze(1)
         form, offset = quadratic_form(mixture, centre)
-        self.linear, self.square = (form / temperature).split(x.shape[1], 1)
+        form = form / temperature
+        self.linear, self.square = form[:, : x.shape[1]], form[:, x.shape[1] :]
         self.offset = offset / temperature
         self.z2 = scratch(x, x.shape[1], block)
         self.logits = self.z2.new_empty(self.z2.shape[0], len(form), self.z2.shape[2])

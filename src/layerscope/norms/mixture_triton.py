@@ -2,9 +2,9 @@
 
 Forward reads x twice and writes y once, as batch norm does: (1) posteriors and weighted sums, (2) y. Backward reads x
 and dL/dy twice and writes dx. Between the passes, one small kernel turns sums into the (K, C) tables that the next pass
-multiplies with, and moves the running statistics; nothing waits for the host. Numbers are float32 whatever the dtype of
-x; x - centre is what gets squared, so that an offset of x costs no digits. Sums go to one slab per program and are added
-in a fixed order: results do not change from run to run.
+multiplies with, and moves the running statistics; nothing waits for the host. Numbers are float32 whatever the dtype
+of x; x - centre is what gets squared, so that an offset of x costs no digits. Sums go to one slab per program and are
+added in a fixed order: results do not change from run to run.
 
 Imported only where Triton is (see ``mixture_gpu``). No ``from __future__ import annotations``: Triton reads them.
 """
@@ -207,7 +207,7 @@ def _finish(
         tl.store(offset + at, shifted, mask=both)
     good = tl.abs(check) < float("inf")  # false for not a number
     tl.store(finite, good.to(tl.int32))
-    if UPDATE:
+    if UPDATE:  # noqa: SIM102 - known when the kernel is compiled; the next one is not
         if good:
             count = tl.load(tracked) + 1
             rate = tl.maximum(1.0 / count.to(tl.float32), momentum)

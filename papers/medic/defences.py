@@ -23,7 +23,7 @@ Defence = Callable[[nn.Module, Dataset, int], tuple[nn.Module, medic.Report | No
 
 BATCH = 64
 #: Epochs for 3,000 clean samples. With fewer samples there are more of them, so that the steps stay the same.
-EPOCHS, TUNING_EPOCHS, FULL = 40, 20, 3000
+EPOCHS, TUNING_EPOCHS, FULL = 30, 20, 3000
 WEIGHT = 1.0
 ANP_ITERATIONS = 1000
 
@@ -129,7 +129,7 @@ def ablations() -> dict[str, Defence]:
     changed: dict[str, Defence] = {}
     for weight in (0.1, 0.3, 3.0, 10.0):
         changed[f"medic weight={weight:g}"] = partial(cloning, clone_weight=weight)
-    for epochs in (20, 80):
+    for epochs in (15, 60):
         changed[f"medic epochs={epochs}"] = partial(cloning, epochs=epochs)
     for sharpness in (1.0, 20.0):
         changed[f"medic sharpness={sharpness:g}"] = partial(cloning, sharpness=sharpness, matched=True)

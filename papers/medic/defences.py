@@ -59,7 +59,7 @@ def other(defence: Any, model: nn.Module, clean: Dataset, seed: int) -> tuple[nn
 
 
 def main_table() -> dict[str, Defence]:
-    """Cloning and every baseline."""
+    """Cloning, at the default taps and at late ones only, and every baseline."""
     settings: dict[str, Any] = {"augment": augment, "batch_size": BATCH}
     tuning = {**settings, "epochs": TUNING_EPOCHS}
     plain = {
@@ -77,6 +77,8 @@ def main_table() -> dict[str, Defence]:
     }
     return {
         "medic": cloning,
+        **{name: partial(other, plain.pop(name)) for name in ("distill", "scratch", "fst")},
+        "medic taps late": partial(with_taps, late),
         **{name: partial(other, defence) for name, defence in plain.items()},
         "uniform clone": partial(cloning, importance="uniform", matched=True),
     }
@@ -140,7 +142,6 @@ def ablations() -> dict[str, Defence]:
     for taps in ("conv", "norm"):
         changed[f"medic taps={taps}"] = partial(cloning, taps=taps, matched=True)
     changed["medic taps by rank"] = partial(with_taps, by_rank)
-    changed["medic taps late"] = partial(with_taps, late)
     changed["medic no augmentation"] = partial(cloning, augment=None)
     changed["medic teacher's start"] = from_the_teachers_start
     changed["medic official"] = partial(cloning, clone_weight=10.0, epochs=60, impact_reduction="mean")

@@ -93,14 +93,15 @@ def scale_free(z: Tensor, g: Tensor | None, sharpness: float) -> Tensor:
     return (0.5 * both).exp().view_as(z)
 
 
-def by_rank(model: nn.Module, clean: Dataset, keep: float = 0.5) -> list[str]:
-    """Names of the half of the default taps whose activations the probe gives the highest effective rank."""
-    x, y = clean.x[:128], clean.y[:128]
-    profile = probe.profile(model, (x, y), level="standard")
-    ranks = {layer.path: layer.effective_rank_centred for layer in profile.layers}
-    names = [tap.name for tap in suggest_taps(model, "conv+norm", x[:2])]
-    known = sorted((n for n in names if ranks.get(n) is not None), key=lambda n: ranks[n], reverse=True)
-    return known[: max(1, round(keep * len(known)))]
+def by_rank(model: nn.Module, clean: Dataset) -> list[str]:
+    """The half of the norm taps after whose activation the probe finds the lowest effective rank.
+
+    Samples of K classes that a layer tells apart, and nothing else, have rank K - 1; raw images have many more.
+    """
+    profile = probe.profile(model, (clean.x[:128], clean.y[:128]), level="standard")
+    ranks = {record.name: record.effective_rank_centred for record in profile.records}
+    taps = [tap for tap in suggest_taps(model, "conv+norm", clean.x[:2]) if ranks.get(str(tap.act)) is not None]
+    return [tap.name for tap in sorted(taps, key=lambda tap: ranks[str(tap.act)])[: (len(taps) + 1) // 2]]
 
 
 def late(model: nn.Module, clean: Dataset) -> list[str]:

@@ -68,10 +68,10 @@ class Bed:
         return self.train.take(slice(len(self.train) // 2, len(self.train) // 2 + 4000))
 
 
-def make_bed(device: str, train_samples: int, epochs: int, batch_size: int) -> Bed:
+def make_bed(device: str, train_samples: int, test_samples: int, epochs: int, batch_size: int) -> Bed:
     """Fashion-MNIST in one fixed random order."""
     both = []
-    for split, count, seed in (("train", train_samples, 42), ("test", 10_000, 43)):
+    for split, count, seed in (("train", train_samples, 42), ("test", test_samples, 43)):
         data = datasets.load("fashion-mnist", split)
         data = data.take(torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[:count])
         both.append(Dataset(data.name, data.x.to(device), data.y.to(device), data.classes))

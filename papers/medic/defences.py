@@ -23,7 +23,7 @@ Defence = Callable[[nn.Module, Dataset, int], tuple[nn.Module, medic.Report | No
 
 BATCH = 64
 #: Epochs for 3,000 clean samples. With fewer samples there are more of them, so that the steps stay the same.
-EPOCHS, TUNING_EPOCHS, FULL = 40, 20, 3000
+EPOCHS, TUNING_EPOCHS, FULL = 30, 20, 3000
 WEIGHT = 1.0
 ANP_ITERATIONS = 1000
 
@@ -59,7 +59,7 @@ def other(defence: Any, model: nn.Module, clean: Dataset, seed: int) -> tuple[nn
 
 
 def main_table() -> dict[str, Defence]:
-    """Cloning and every baseline."""
+    """Cloning, at the default taps and at late ones only, and every baseline."""
     settings: dict[str, Any] = {"augment": augment, "batch_size": BATCH}
     tuning = {**settings, "epochs": TUNING_EPOCHS}
     plain = {
@@ -77,6 +77,8 @@ def main_table() -> dict[str, Defence]:
     }
     return {
         "medic": cloning,
+        **{name: partial(other, plain.pop(name)) for name in ("distill", "scratch", "fst")},
+        "medic taps late": partial(with_taps, late),
         **{name: partial(other, defence) for name, defence in plain.items()},
         "uniform clone": partial(cloning, importance="uniform", matched=True),
     }
@@ -91,14 +93,15 @@ def scale_free(z: Tensor, g: Tensor | None, sharpness: float) -> Tensor:
     return (0.5 * both).exp().view_as(z)
 
 
-def by_rank(model: nn.Module, clean: Dataset, keep: float = 0.5) -> list[str]:
-    """Names of the half of the default taps whose activations the probe gives the highest effective rank."""
-    x, y = clean.x[:128], clean.y[:128]
-    profile = probe.profile(model, (x, y), level="standard")
-    ranks = {layer.path: layer.effective_rank_centred for layer in profile.layers}
-    names = [tap.name for tap in suggest_taps(model, "conv+norm", x[:2])]
-    known = sorted((n for n in names if ranks.get(n) is not None), key=lambda n: ranks[n], reverse=True)
-    return known[: max(1, round(keep * len(known)))]
+def by_rank(model: nn.Module, clean: Dataset) -> list[str]:
+    """The half of the norm taps after whose activation the probe finds the lowest effective rank.
+
+    Samples of K classes that a layer tells apart, and nothing else, have rank K - 1; raw images have many more.
+    """
+    profile = probe.profile(model, (clean.x[:128], clean.y[:128]), level="standard")
+    ranks = {record.name: record.effective_rank_centred for record in profile.records}
+    taps = [tap for tap in suggest_taps(model, "conv+norm", clean.x[:2]) if ranks.get(str(tap.act)) is not None]
+    return [tap.name for tap in sorted(taps, key=lambda tap: ranks[str(tap.act)])[: (len(taps) + 1) // 2]]
 
 
 def late(model: nn.Module, clean: Dataset) -> list[str]:
@@ -129,7 +132,7 @@ def ablations() -> dict[str, Defence]:
     changed: dict[str, Defence] = {}
     for weight in (0.1, 0.3, 3.0, 10.0):
         changed[f"medic weight={weight:g}"] = partial(cloning, clone_weight=weight)
-    for epochs in (20, 80):
+    for epochs in (15, 60):
         changed[f"medic epochs={epochs}"] = partial(cloning, epochs=epochs)
     for sharpness in (1.0, 20.0):
         changed[f"medic sharpness={sharpness:g}"] = partial(cloning, sharpness=sharpness, matched=True)
@@ -140,7 +143,6 @@ def ablations() -> dict[str, Defence]:
     for taps in ("conv", "norm"):
         changed[f"medic taps={taps}"] = partial(cloning, taps=taps, matched=True)
     changed["medic taps by rank"] = partial(with_taps, by_rank)
-    changed["medic taps late"] = partial(with_taps, late)
     changed["medic no augmentation"] = partial(cloning, augment=None)
     changed["medic teacher's start"] = from_the_teachers_start
     changed["medic official"] = partial(cloning, clone_weight=10.0, epochs=60, impact_reduction="mean")

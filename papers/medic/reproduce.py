@@ -114,7 +114,9 @@ class Worker:
 
     def __init__(self, device: str, options: argparse.Namespace, temporary: Path, number: int) -> None:
         self.options, self.temporary = options, temporary
-        self.bed = make_bed(device, options.train_samples, options.victim_epochs, options.victim_batch)
+        self.bed = make_bed(
+            device, options.train_samples, options.test_samples, options.victim_epochs, options.victim_batch
+        )
         self.defences: dict[str, Defence] = main_table() | ablations()
         self.victim = f"{len(self.bed.train)}x{self.bed.epochs}/{self.bed.batch_size}"
         self.out = options.out / f"rows-{number}.jsonl"
@@ -208,9 +210,9 @@ def merge(folder: Path) -> None:
     rows = rows_in(folder)
     whole = folder / "rows.jsonl.new"
     whole.write_text("".join(json.dumps(rows[k]) + "\n" for k in sorted(rows, key=str)))
+    whole.replace(folder / "rows.jsonl")
     for path in folder.glob("rows-*.jsonl"):
         path.unlink()
-    whole.replace(folder / "rows.jsonl")
 
 
 def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -221,6 +223,7 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--workers", nargs="+", default=["cpu", "cpu"], help="a device for each process")
     parser.add_argument("--clean", type=int, default=3000, help="clean samples of the main table")
     parser.add_argument("--train-samples", type=int, default=60_000)
+    parser.add_argument("--test-samples", type=int, default=10_000)
     parser.add_argument("--victim-epochs", type=int, default=8)
     parser.add_argument("--victim-batch", type=int, default=256)
     parser.add_argument("--out", type=Path, default=RESULTS)

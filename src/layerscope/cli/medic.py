@@ -24,7 +24,7 @@ def clone(
     data: str = "digits",
     samples: int | None = None,
     clone_weight: float = 1.0,
-    epochs: int = 20,
+    epochs: int = 30,
     batch_size: int = 64,
     lr: float = 1e-2,
     taps: Literal["conv", "norm", "conv+norm", "all"] = "conv+norm",

@@ -1,7 +1,7 @@
 """Cloning: a fresh network learns the labels and, weighted by importance, the teacher's activations on clean images.
 
 Source: Xu et al., "MEDIC", CVPR 2023. The defaults differ from the released ones (``preset="official"``): clone weight
-1 instead of 10 and 20 epochs instead of 60, because what brings a backdoor back is clone weight times steps, and
+1 instead of 10 and 30 epochs instead of 60, because what brings a backdoor back is clone weight times steps, and
 initial weights from a stream of their own.
 """
 
@@ -33,7 +33,7 @@ Reduction = Literal["sample", "mean"]
 #: (epochs done, student, numbers of the last step)
 OnEpoch = Callable[[int, nn.Module, Mapping[str, float]], None]
 
-_OURS: Mapping[str, Any] = {"clone_weight": 1.0, "epochs": 20, "impact_reduction": "sample"}
+_OURS: Mapping[str, Any] = {"clone_weight": 1.0, "epochs": 30, "impact_reduction": "sample"}
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "official": {"clone_weight": 10.0, "epochs": 60, "impact_reduction": "mean"},
 }
@@ -58,7 +58,7 @@ def clone(
     impact_reduction: Reduction = "sample",
     clone_weight: float = 1.0,
     sharpness: float = 5.0,
-    epochs: int = 20,
+    epochs: int = 30,
     batch_size: int = 64,
     lr: float = 1e-2,
     weight_decay: float = 1e-4,

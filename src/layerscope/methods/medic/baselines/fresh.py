@@ -22,7 +22,7 @@ class Medic:
     """Importance-driven cloning at its defaults, as a defence to compare."""
 
     clone_weight: float = 1.0
-    epochs: int = 20
+    epochs: int = 30
     importance: Kind = "signed"
     batch_size: int = 64
     augment: str | Augment | None = None
@@ -44,7 +44,7 @@ class UniformClone:
     """
 
     clone_weight: float = 0.07
-    epochs: int = 20
+    epochs: int = 30
     batch_size: int = 64
     augment: str | Augment | None = None
 
@@ -57,7 +57,7 @@ class UniformClone:
 class Scratch:
     """A fresh network trained on the clean data alone: cloning at clone weight 0."""
 
-    epochs: int = 60
+    epochs: int = 30
     batch_size: int = 64
     augment: str | Augment | None = None
 
@@ -74,7 +74,7 @@ class Distill:
     """
 
     temperature: float = 2.0
-    epochs: int = 60
+    epochs: int = 30
     lr: float = 1e-2
     batch_size: int = 64
     augment: str | Augment | None = None

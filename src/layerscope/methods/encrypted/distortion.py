@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -233,7 +234,7 @@ def trained_net(
 
 def _swap(relu: BlockNet, depth: int, name: str, in_shape: Sequence[int], classes: int) -> BlockNet:
     with torch.random.fork_rng(devices=[]):
-        net = BlockNet(depth, name, in_shape, classes)
+        net = BlockNet(depth, name, in_shape, classes).to(relu.head.weight.device)
     net.load_state_dict(relu.state_dict())
     return net.eval()
 
@@ -267,9 +268,33 @@ def init_kurtosis(depth: int, name: str, inputs: Tensor, seed: int, samples: int
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = BlockNet(depth, name, inputs.shape[1:], 2).train()
+        net = BlockNet(depth, name, inputs.shape[1:], 2).to(inputs.device).train()
     out = norm_outputs(net, inputs[:samples])[-1]
     return tails(depth - 1, out, out).kurtosis
+
+
+def trial(
+    depth: int, seed: int, epochs: int = 4, samples: int = 6000, tests: int = 2000, device: str = "cpu"
+) -> dict[str, Any]:
+    """One row of the study in papers/she: every activation at one depth and seed, trained and swapped."""
+    study = study_activations(
+        images("train", samples, device),
+        images("test", tests, device),
+        depths=(depth,),
+        trained=("square", "quad8", "herm2", "herm4"),
+        seeds=(seed,),
+        epochs=epochs,
+    )
+    return {"trials": study.to_dict()["trials"]}
+
+
+def images(split: str, count: int, device: str = "cpu") -> tuple[Tensor, Tensor]:
+    """The first ``count`` Fashion-MNIST images in [0, 1], averaged 2 x 2, normalised by 0.286 and 0.32."""
+    from layerscope import data
+
+    found = data.load("fashion-mnist", split)
+    x = nn.functional.avg_pool2d((found.x[:count] + 1) / 2, 2)
+    return ((x - 0.286) / 0.32).to(device), found.y[:count].to(device)
 
 
 def known_activations() -> tuple[str, ...]:

@@ -5,8 +5,8 @@ a row, which hand their carries on as a pair again, take eight (the first exclus
 the carries). So each pair of carries saves one gate in ten, whatever the sum.
 
 Source: the paired block is the idea of Demenkov, Kojevnikov, Kulikov and Yaroslavtsev, "New upper bounds on the Boolean
-circuit complexity of symmetric functions", Information Processing Letters 110, 2010; the gates here were found by search
-and are proven by exhaustion in the tests.
+circuit complexity of symmetric functions", Information Processing Letters 110, 2010; the gates here were found by
+search and are proven by exhaustion in the tests.
 """
 
 from __future__ import annotations

@@ -316,3 +316,32 @@ def test_a_second_look_sees_the_same_random_masks() -> None:
     u = model[:2].train()(x).detach().double().movedim(1, 0).flatten(1)
     seen = profile(model, x, seed=3)["1"]
     assert seen.variance == pytest.approx(float(u.var(1).mean()), rel=1e-6)
+
+
+class PostNorm(nn.Module):
+    """``norm(x + branch(x))``: the block hands on what its norm returned."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.branch = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.norm(x + self.branch(x))
+        return out
+
+
+@pytest.mark.parametrize("level", ["standard", "deep"])
+def test_a_block_that_ends_in_a_norm_is_measured_as_a_block(level: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 12), *(PostNorm(12) for _ in range(3)), nn.Flatten(), nn.Linear(60, 4))
+    x = torch.randn(8, 5, 6)
+    out = model[:3](x).detach().double()
+    seen = profile(model, (x, torch.arange(8) % 4), level=level)  # type: ignore[arg-type]  # plain strings
+    block = seen["2"]
+    assert block.role == "block"
+    assert block.cosine == pytest.approx(float(q.mean_cosine(out.flatten(1))), abs=1e-5)
+    tokens = [float(q.mean_cosine(sample)) for sample in out]
+    assert block.cosine_token == pytest.approx(sum(tokens) / len(tokens), abs=1e-5)
+    assert block.ms == pytest.approx(float(out.square().mean()), rel=1e-5)
+    assert block.grad_norm is not None

@@ -35,6 +35,16 @@ class Plan(NamedTuple):
     absmax: bool = False
     gradient: bool = False
 
+    def covers(self, other: Plan) -> bool:
+        """Whether everything ``other`` asks of the values is done here too."""
+        return (
+            self.cosine >= other.cosine
+            and self.gram_samples >= other.gram_samples
+            and (not other.gram_samples or self.gram_features >= other.gram_features)
+            and self.sketch >= other.sketch
+            and self.absmax >= other.absmax
+        )
+
     @property
     def moments_may_be_derived(self) -> bool:
         """Whether nothing else is asked that builds on the moments."""

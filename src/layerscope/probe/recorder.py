@@ -35,12 +35,16 @@ class Trace:
     shape: tuple[int, ...]
     module: nn.Module | None
     kept: Reduced
+    plan: Plan
+    """What was reduced."""
     grad: list[Tensor]
     """Empty, or one 0-d tensor, the squared norm; shared by call sites that return the same tensor."""
     residual: bool = False
     """The output is a sum of two paths."""
     is_watched: bool = False
     """The gradient will come."""
+    is_block: bool = False
+    """These values were handed on by a block."""
 
 
 class Recorder:
@@ -95,7 +99,8 @@ class Recorder:
         def on_forward(watched: nn.Module, args: Any, output: Any) -> None:
             if self._watching:
                 out = first_tensor(output)
-                if point.is_candidate and out is not None and self._known(out) is not None:
+                known = None if out is None else self._known(out)
+                if point.is_candidate and known is not None and known.is_block:
                     return  # a stage that hands on its last block's output is no block of its own
                 residual = point.role == "block" and out is not None and is_sum_of_paths(out)
                 if residual or not point.is_candidate:
@@ -142,7 +147,13 @@ class Recorder:
         self._calls[path] += 1
         name = path if self._calls[path] == 1 else f"{path}#{self._calls[path]}"
         if known is not None:
-            self.traces.append(Trace(name, kind, role, block, known.shape, module, known.kept, known.grad, residual))
+            known.is_block = True
+            if self.only is None and not known.plan.covers(todo):
+                # A norm that ends a block (post-norm): more is asked of the block than of the norm.
+                known.kept, known.plan = self._read(rows, last, todo, None), todo
+            self.traces.append(
+                Trace(name, kind, role, block, known.shape, module, known.kept, known.plan, known.grad, residual)
+            )
             self._watch_gradient(known, out, todo)
             return
         if self.only is None:
@@ -151,7 +162,8 @@ class Recorder:
             kept = self._read(rows.double(), last, todo, None)
         else:  # remembered, so that call sites keep their names
             kept = Reduced("other", len(rows), 1)
-        trace = Trace(name, kind, role, block, tuple(rows.shape), module, kept, [], residual)
+        trace = Trace(name, kind, role, block, tuple(rows.shape), module, kept, todo, [], residual)
+        trace.is_block = role == "block"
         self._watch_gradient(trace, out, todo)
         self.traces.append(trace)
         self._seen[out.data_ptr()] = (weakref.ref(out), out._version, trace)

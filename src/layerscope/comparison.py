@@ -154,20 +154,25 @@ def diagnose(source: str | nn.Module | Callable[..., nn.Module], data: Any = "di
 
 def _checked(norm: str | Sequence[str]) -> list[str]:
     """The specs in their canonical spelling, checked before any work is done."""
-    wanted = [norm] if isinstance(norm, str) else list(norm)
+    wanted = list(norm) if isinstance(norm, Iterable) and not isinstance(norm, str) else [norm]
     if not wanted:
         raise SpecError("no norm to compare; name at least one, such as  batch  or  group:size=8")
-    specs = [spec if spec == AS_IS else str(norms.parse(spec)) for spec in wanted]
+    specs = [AS_IS if spec == AS_IS else str(norms.parse(spec)) for spec in wanted]
     return list(dict.fromkeys(specs))
 
 
 def _seeds(seeds: int | Iterable[int], source: Any) -> list[int]:
-    if isinstance(seeds, int) and not 1 <= seeds <= MOST_SEEDS:
-        raise LayerscopeError(f"seeds must be at least 1 and at most {MOST_SEEDS}; got {seeds}")
-    found = list(range(seeds)) if isinstance(seeds, int) else [int(s) for s in seeds]
-    if not found:
-        raise LayerscopeError("seeds must be at least 1")
-    return found if isinstance(source, str) or not hasattr(source, "forward") else found[:1]
+    """The seeds, each once; one for a module, which has the weights that it has."""
+    if isinstance(seeds, int):
+        if not 1 <= seeds <= MOST_SEEDS:
+            raise LayerscopeError(f"seeds must be at least 1 and at most {MOST_SEEDS}; got {seeds}")
+        found = list(range(seeds))
+    else:
+        found = list(dict.fromkeys(seeds)) if isinstance(seeds, Iterable) else []
+        if not found or not all(isinstance(seed, int) for seed in found):
+            raise LayerscopeError(f"seeds is how many seeds, or which ones as whole numbers; got {seeds!r}")
+    is_module = hasattr(source, "forward") and not isinstance(source, type)
+    return found[:1] if is_module else found
 
 
 def _refuse_nothing_done(built: sources.Built) -> None:

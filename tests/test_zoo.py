@@ -37,13 +37,14 @@ TRAINS = {"resnet18", "resnet50", "efficientnet_b0", "regnetx_002", "convnext_at
 
 #: More families, each with blocks of its own kind; diagnosed and swapped only where slow tests are asked for.
 MORE = [
-    "botnet26t_256", "coatnet_pico_rw_224", "convmixer_768_32", "cs3darknet_s", "deit_tiny_patch16_224", "dla34", "dpn48b",
-    "edgenext_xx_small", "efficientformerv2_s0", "efficientvit_b0", "fastvit_t8", "gernet_s", "ghostnetv2_100",
-    "gmlp_ti16_224", "hgnetv2_b0", "hrnet_w18_small", "inception_next_atto", "lcnet_050", "levit_128s", "mambaout_femto",
-    "maxvit_rmlp_pico_rw_256", "mobilenetv2_050", "mobilenetv4_conv_small", "mobileone_s0", "mobilevit_xxs", "nf_resnet26",
-    "poolformer_s12", "pvt_v2_b0", "regnety_002", "repvit_m0_9", "res2net50_14w_8s", "resmlp_12_224", "resnest14d",
-    "resnetv2_18", "rexnet_100", "selecsls42", "seresnet18", "skresnet18", "starnet_s1", "swin_tiny_patch4_window7_224",
-    "tf_efficientnetv2_b0", "tinynet_e", "vgg11_bn", "visformer_tiny", "xcit_nano_12_p16_224",
+    "botnet26t_256", "coatnet_pico_rw_224", "convmixer_768_32", "cs3darknet_s", "deit_tiny_patch16_224", "dla34",
+    "dpn48b", "edgenext_xx_small", "efficientformerv2_s0", "efficientvit_b0", "fastvit_t8", "gernet_s",
+    "ghostnetv2_100", "gmlp_ti16_224", "hgnetv2_b0", "hrnet_w18_small", "inception_next_atto", "lcnet_050",
+    "levit_128s", "mambaout_femto", "maxvit_rmlp_pico_rw_256", "mobilenetv2_050", "mobilenetv4_conv_small",
+    "mobileone_s0", "mobilevit_xxs", "nf_resnet26", "poolformer_s12", "pvt_v2_b0", "regnety_002", "repvit_m0_9",
+    "res2net50_14w_8s", "resmlp_12_224", "resnest14d", "resnetv2_18", "rexnet_100", "selecsls42", "seresnet18",
+    "skresnet18", "starnet_s1", "swin_tiny_patch4_window7_224", "tf_efficientnetv2_b0", "tinynet_e", "vgg11_bn",
+    "visformer_tiny", "xcit_nano_12_p16_224",
 ]  # fmt: skip
 #: Without any norm that could be exchanged.
 NORM_FREE = {"resmlp_12_224", "nf_resnet26"}

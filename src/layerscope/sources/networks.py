@@ -112,6 +112,8 @@ def _named(text: str, spec: str | None, shape: tuple[int, ...] | None, classes: 
 
 
 def _module(source: nn.Module, spec: str | None, example: Any) -> Built:
+    inner = getattr(source, "_orig_mod", None)  # what torch.compile wrapped
+    source = inner if isinstance(inner, nn.Module) else source
     label = type(source).__name__
     if _is_lazy(source):
         raise SourceError(

@@ -19,8 +19,9 @@ class Thresholds:
     """A linear law gives 1.16 over blocks 5 to 9 of a stage."""
     growth_bad: float = 1.5
     """Doubling at every block gives 2."""
-    growth_total: float = 0.0
-    """Largest over first second moment below which growth, however steep, is not an explosion (yet)."""
+    growth_total: float = 7.9
+    """Largest over first second moment below which growth, however steep, is not an explosion (yet): three doublings.
+    A pre-LN transformer of four blocks grows by 4 to 6, two towers read one after the other go up and down."""
     vanish_caution: float = 1e-2
     """Last over first second moment: zero padding alone costs an un-normalized 20-layer net a factor of 4e-3."""
     vanish_bad: float = 1e-6

@@ -235,7 +235,8 @@ def _on(device: str | None, module: nn.Module, source: Any) -> nn.Module:
     """The network on the device; the caller's own module stays where it is."""
     if device is None:
         return module
-    return (copy.deepcopy(module) if module is source else module).to(device)
+    is_callers = module is source or module is getattr(source, "_orig_mod", None)
+    return (copy.deepcopy(module) if is_callers else module).to(device)
 
 
 def _progress(total: int, label: str, wanted: bool) -> Any:

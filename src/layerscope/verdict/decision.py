@@ -26,6 +26,8 @@ class Facts:
     noise: Level
     shrinks: bool = False
     """The gradient gets smaller toward the input, not larger."""
+    cut: bool = False
+    """No gradient reaches a layer that could be trained."""
     tiny_sets: bool = False
     """Some statistic is taken over too few elements."""
     inactive: bool = False
@@ -40,6 +42,8 @@ def decide(facts: Facts) -> tuple[Label, Cause]:
     """The label and what decided it; the first rule that matches wins."""
     if facts.forward == "bad":
         return "fails", "forward"
+    if facts.cut:
+        return "fails", "backward"
     if facts.tiny_sets:
         return "unstable", "sets"
     if facts.noise == "bad":

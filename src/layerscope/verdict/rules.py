@@ -28,7 +28,7 @@ def judge(
 
     The rules, first match wins:
 
-    1. not finite, or the second moment grows exponentially or vanishes -> ``fails``
+    1. not finite, or the second moment grows exponentially or vanishes, or the gradient is cut off -> ``fails``
     2. batch noise above its limit, or statistics over three elements or fewer -> ``unstable``
     3. the scale-free gradient explodes toward the input -> ``unstable``; vanishes -> ``very slow``
        (a few real steps that diverged also make it ``unstable``; whose loss did not fall, ``very slow``)
@@ -50,6 +50,8 @@ def judge(
     several = (profiles,) if isinstance(profiles, Profile) else tuple(profiles)
     if not several:
         raise ProbeError("judge needs at least one profile")
+    if wrong := [p for p in several if not isinstance(p, Profile)]:
+        raise ProbeError(f"judge takes profiles, as layerscope.profile gives them; got {type(wrong[0]).__name__}")
     if len({(p.source, p.norm, p.batch_size) for p in several}) > 1:
         raise ProbeError(
             "judge takes the profiles of one network and norm at several seeds; these are of different choices"
@@ -74,6 +76,7 @@ def judge(
             backward=b.level,
             noise=n.level,
             shrinks=b.value is not None and b.value < 1,
+            cut=b.level == "bad" and b.value is None,
             tiny_sets=tiny,
             inactive=measure.inactive_branches(path),
             diverged=any(m.diverged for m in micro),

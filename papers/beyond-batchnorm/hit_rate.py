@@ -43,8 +43,9 @@ STEPS = ("loss drop", "worst loss", "end loss", "diverged")
 
 #: What is published: terms and target of every score.
 CHOSEN: dict[str, tuple[tuple[str, ...], fitting.Target]] = {
+    "probe init": ((*PROBE, *MORE), "level"),
     "learned init": ((*PROBE, *MORE, *RATE, *CURVED), "level"),
-    "learned micro": ((*PROBE, *MORE, *RATE, *CURVED, *STEPS), "level"),
+    "learned micro": ((*PROBE, *MORE, *RATE, *STEPS), "level"),
 }
 
 #: Tried on the development part: name -> terms, target, ridge.
@@ -60,6 +61,7 @@ IDEAS: dict[str, tuple[tuple[str, ...], fitting.Target, float]] = {
     "steps, to places": (STEPS, "place", 3.0),
     "steps, to failing": ((*RATE, *STEPS), "risk", 3.0),
     "probe and steps": ((*PROBE, *RATE, *STEPS), "level", 3.0),
+    "probe, more, and steps": ((*PROBE, *MORE, *RATE, *STEPS), "level", 3.0),
     "all": ((*PROBE, *MORE, *RATE, *CURVED, *STEPS), "level", 3.0),
     "all, to places": ((*PROBE, *MORE, *CURVED, *STEPS), "place", 3.0),
     "all, to failing": ((*PROBE, *MORE, *RATE, *CURVED, *STEPS), "risk", 3.0),

@@ -10,6 +10,7 @@ from layerscope.verdict import axes as measure
 from layerscope.verdict import evidence
 from layerscope.verdict.analytic import analytic_route
 from layerscope.verdict.decision import Cause, Facts, decide
+from layerscope.verdict.features import features
 from layerscope.verdict.remedies import remedies
 from layerscope.verdict.sets import smallest_set
 from layerscope.verdict.thresholds import DEFAULT, Thresholds
@@ -94,7 +95,23 @@ def judge(
         advice = (f"lower the learning rate below {micro[0].lr:g}, or warm it up", *advice)[:5]
     # how often the package's own cut-offs were right says nothing about other ones
     record = evidence.track_record(label, "micro" if micro else "init") if thresholds == DEFAULT else ""
-    return Verdict(label, found, _sentence(reason) + second, advice, where, route, record, tuple(micro))
+    score = learned_score(several, micro)
+    return Verdict(label, found, _sentence(reason) + second, advice, where, route, record, tuple(micro), score)
+
+
+def learned_score(profiles: Sequence[Profile], micro: Sequence[MicroTrain] = ()) -> float | None:
+    """The published learned score of a choice, mean over its seeds; None where none is published.
+
+    Args:
+        profiles: of one network and norm.
+        micro: real steps, one for each profile, or none.
+    """
+    formula = evidence.load().scores.get("learned micro" if micro else "probe init")
+    if formula is None:
+        return None
+    steps = list(micro) if len(micro) == len(profiles) else [micro[0] if micro else None] * len(profiles)
+    rows = [features(p, lr=m.lr if m else None, micro=m) for p, m in zip(profiles, steps, strict=True)]
+    return sum(formula.expected(row) for row in rows) / len(rows)
 
 
 def _why(

@@ -27,7 +27,7 @@ def judge(
 
     The rules, first match wins:
 
-    1. not finite, or the second moment grows exponentially or vanishes -> ``fails``
+    1. not finite, or the second moment grows exponentially or vanishes, or the gradient is cut off -> ``fails``
     2. batch noise above its limit, or statistics over three elements or fewer -> ``unstable``
     3. the scale-free gradient explodes toward the input -> ``unstable``; vanishes -> ``very slow``
        (a few real steps that diverged also make it ``unstable``; whose loss did not fall, ``very slow``)
@@ -70,6 +70,8 @@ def judge(
     where: str | None
     if f.level == "bad":
         label, reason, where = "fails", f.text, f.where
+    elif b.level == "bad" and b.value is None:
+        label, reason, where = "fails", b.text, b.where
     elif tiny and smallest is not None:
         label, where = "unstable", smallest[1].name
         reason = f"statistics over {smallest[0]} elements at {where}: their gradient diverges"
@@ -77,7 +79,7 @@ def judge(
         label, reason, where = "unstable", n.text, n.where
     elif any(m.diverged for m in micro):
         label, reason, where = "unstable", _diverged(micro), None
-    elif b.level == "bad" and b.value is not None and not b.value < 1:
+    elif b.level == "bad" and not (b.value or 0.0) < 1:
         label, reason, where = "unstable", f"{b.text}: a normal learning rate is too high", b.where
     elif b.level == "bad":
         label, reason, where = "very slow", b.text, b.where

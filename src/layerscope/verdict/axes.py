@@ -47,9 +47,9 @@ def forward_axis(profiles: Sequence[Profile], limits: Thresholds) -> Axis:
     path = f"second moment {_number(ms[0])} at {t.forward[0].name}, {_number(ms[-1])} at {t.forward[-1].name}"
     jump = _jump(profiles[0], t, limits)
     if jump is not None and (jump[1] > 10 * factor or jump[1] < factor / 10):
-        broken, ratio = jump
-        text = f"one layer, {broken}, changes the second moment x{_number(ratio)} and nothing takes that back ({path})"
-        return Axis("F", "bad", factor, spread, text, broken)
+        culprit, ratio = jump
+        text = f"one layer, {culprit}, changes the second moment x{_number(ratio)} and nothing takes that back ({path})"
+        return Axis("F", "bad", factor, spread, text, culprit)
     if factor > limits.growth_bad and is_exponential(t) and _grows_overall(kept, len(ms), limits):
         where = _first_beyond(profiles[0], t, 10.0)
         text = f"activations explode: x{factor:.2f} per {t.unit} ({path})"

@@ -126,3 +126,16 @@ def test_instance_norm_hides_before_the_pooling() -> None:
     assert instance.readout_cosine_unpooled < 0.7
     assert batch.readout_cosine is not None
     assert batch.readout_cosine < 0.8
+
+
+def test_a_norm_that_was_not_put_in_has_no_verdict() -> None:
+    table = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 5))
+    data = torch.randn(16, 6), torch.arange(16) % 5
+    result = layerscope.compare(table, ["as is", "layer", "instance"], data, batch_size=8)
+    assert result["layer"].profiles
+    assert result["instance"].verdict.label == "unknown"
+    assert "none of the 1 norms can become instance, such as '1'" in result["instance"].verdict.reason
+    bare = nn.Sequential(nn.Linear(6, 5))
+    result = layerscope.compare(bare, ["none", "layer"], data, batch_size=8)
+    assert result["none"].profiles
+    assert "no norm module" in result["layer"].verdict.reason

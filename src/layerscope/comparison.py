@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from layerscope import data as datasets
 from layerscope import inputs, norms, probe, sources, verdict
-from layerscope.errors import LayerscopeError, SpecError
+from layerscope.errors import LayerscopeError, SpecError, SwapError
 from layerscope.probe.records import Level, Profile
 from layerscope.spec import Spec
 from layerscope.verdict.types import Choice, Comparison, MicroTrain, Verdict
@@ -106,6 +106,7 @@ def compare(
                         source, None if spec == AS_IS else spec, in_shape=shape or None,
                         classes=classes or found_classes, seed=seed, example=_few(x),
                     )  # fmt: skip
+                    _refuse_nothing_done(built)
                     label, notes = built.label, tuple(built.notes)
                     module = _on(device, built.module, source)
                     profile = probe.profile(
@@ -167,6 +168,27 @@ def _seeds(seeds: int | Iterable[int], source: Any) -> list[int]:
     if not found:
         raise LayerscopeError("seeds must be at least 1")
     return found if isinstance(source, str) or not hasattr(source, "forward") else found[:1]
+
+
+def _refuse_nothing_done(built: sources.Built) -> None:
+    """A verdict on the network as it is must not stand beside the name of a norm that it does not have.
+
+    Raises:
+        SwapError: no norm was exchanged, and not because all of them are what is asked for.
+    """
+    plan = built.plan
+    if plan is None or plan.swapped or (plan.sites and not plan.refused):
+        return
+    if plan.refused:
+        first = plan.refused[0]
+        raise SwapError(
+            f"none of the {len(plan.sites)} norms can become {plan.spec}, such as {first.path!r}: {first.refused}"
+        )
+    if plan.spec != "none":
+        raise SwapError(
+            f"{built.label} has no norm module in whose place {plan.spec} could stand: look at it 'as is', or let the "
+            "function that makes it take norm="
+        )
 
 
 def _whole(**numbers: int | None) -> None:

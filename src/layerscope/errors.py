@@ -46,7 +46,10 @@ class MissingExtraError(LayerscopeError):
     """An optional package that is needed here and is not installed."""
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
-        super().__init__(f"{purpose} needs the package {package!r}: install it with  pip install 'layerscope[{extra}]'")
+        super().__init__(
+            f"{purpose} needs the package {package!r}: install it with  pip install 'layerscope[{extra}]'  "
+            f"(in a checkout:  pip install -e '.[{extra}]')"
+        )
         self.package, self.extra = package, extra
 
 

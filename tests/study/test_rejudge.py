@@ -20,6 +20,7 @@ GOOD = Facts("good", "good", "good", "good")
     [
         ({}, "healthy", "none"),
         ({"forward": "bad", "tiny_sets": True, "diverged": True}, "fails", "forward"),
+        ({"backward": "bad", "cut": True, "tiny_sets": True}, "fails", "backward"),
         ({"tiny_sets": True, "noise": "bad"}, "unstable", "sets"),
         ({"noise": "bad", "diverged": True}, "unstable", "noise"),
         ({"diverged": True, "backward": "bad"}, "unstable", "steps diverged"),
@@ -38,14 +39,15 @@ def test_the_first_rule_that_matches_decides(change, label, cause):
 
 
 def test_levels_of_the_forward_axis():
-    limits = replace(DEFAULT, growth_total=10.0)
-    assert forward_level(2.0, True, 100.0, 100.0, limits) == "bad"
+    assert forward_level(2.0, True, 100.0, 8, DEFAULT) == "bad"
     # steep over three blocks, but nothing has grown yet
-    assert forward_level(2.0, True, 4.0, 4.0, limits) == "caution"
-    assert forward_level(2.0, False, 100.0, 100.0, limits) == "caution"
-    assert forward_level(1.1, True, 2.0, 2.0, limits) == "good"
-    assert forward_level(0.5, True, 1.0, limits.vanish_bad / 2, limits) == "bad"
-    assert forward_level(0.5, True, 1.0, math.nan, limits) == "bad"
+    assert forward_level(2.0, True, 4.0, 3, DEFAULT) == "caution"
+    assert forward_level(2.0, False, 100.0, 8, DEFAULT) == "caution"
+    # a law that lasts over many steps
+    assert forward_level(1.6, True, 6.0, 6, DEFAULT) == "bad"
+    assert forward_level(1.1, True, 2.0, 8, DEFAULT) == "good"
+    assert forward_level(0.5, True, DEFAULT.vanish_bad / 2, 8, DEFAULT) == "bad"
+    assert forward_level(0.5, True, math.nan, 8, DEFAULT) == "bad"
 
 
 def test_what_losses_say():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -210,3 +211,41 @@ def test_examples_may_be_tuples_and_dicts():
 
     assert plan_swap(Two(), "weight", example=(X, 2.0)).swapped
     assert plan_swap(Two(), "weight", example={"x": X, "scale": 2.0}).swapped
+
+
+SEQUENCE = nn.Sequential(
+    nn.Conv1d(4, 16, 3), nn.BatchNorm1d(16), nn.ReLU(), nn.Conv1d(16, 16, 3), nn.BatchNorm1d(16), nn.SiLU()
+)
+VOLUME = nn.Sequential(
+    nn.Conv3d(2, 16, 3), nn.BatchNorm3d(16), nn.ReLU(), nn.Conv3d(16, 16, 3), nn.InstanceNorm3d(16), nn.ReLU()
+)
+LAYER = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, norm_first=True)
+ENCODER = nn.TransformerEncoder(LAYER, 2, nn.LayerNorm(16), enable_nested_tensor=False)
+
+
+@pytest.mark.parametrize("spec", norms.names())
+@pytest.mark.parametrize(
+    ("net", "x"),
+    [(SEQUENCE, torch.randn(4, 4, 16)), (VOLUME, torch.randn(2, 2, 8, 8, 8)), (ENCODER, torch.randn(4, 6, 16))],
+    ids=["sequence", "volume", "encoder"],
+)
+def test_every_norm_runs_where_it_is_planned_in_training_and_in_evaluation(
+    spec: str, net: nn.Module, x: torch.Tensor
+) -> None:
+    plan = plan_swap(net, norms.info(spec).example or spec, example=x)
+    assert len(plan.sites) == 2 if net is not ENCODER else 5
+    with plan.apply() as applied:
+        for training in (True, False):
+            out = applied.model.train(training)(x)
+            assert torch.isfinite(out).all()
+        out.square().mean().backward()
+
+
+def test_a_norm_that_cannot_take_what_the_example_shows_is_refused() -> None:
+    table = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 5))
+    (site,) = plan_swap(table, "instance", example=torch.randn(1, 6)).sites
+    assert site.refused is not None
+    assert "needs positions" in site.refused
+    pooled = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(16), nn.ReLU())
+    (site,) = plan_swap(pooled, "instance", example=torch.randn(2, 16, 4, 4)).sites
+    assert site.refused is not None

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from layerscope import norms
 from layerscope.errors import SwapError
 from layerscope.surgery import plan_swap
 
@@ -98,3 +99,24 @@ def test_an_optimiser_of_another_network_is_refused():
     other = torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1)
     with pytest.raises(SwapError, match="was it made for another network"):
         plan_swap(net, "layer").apply().repoint(other)
+
+
+@pytest.mark.parametrize("spec", sorted(set(norms.names()) - {"none"}))
+@pytest.mark.parametrize("affine", [True, False])
+def test_every_new_parameter_is_trained_and_undo_forgets_them(spec: str, affine: bool) -> None:
+    """Also those of an activation slot that held no parameter before (TLU, EvoNorm, Proxy Norm)."""
+    net = nn.Sequential(nn.Conv2d(3, 32, 3), nn.BatchNorm2d(32, affine=affine), nn.ReLU(), nn.Conv2d(32, 8, 3))
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+    before = [id(p) for p in optimizer.param_groups[0]["params"]]
+    generator = torch.get_rng_state()
+    plan = plan_swap(
+        net, norms.info(spec).example or spec, example=torch.randn(2, 3, 8, 8, generator=torch.Generator())
+    )
+    assert torch.equal(torch.get_rng_state(), generator)
+    applied = plan.apply()
+    if plan.swapped:
+        applied.repoint(optimizer)
+    held = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(held) == sorted(id(p) for p in net.parameters())
+    applied.undo()
+    assert [id(p) for p in optimizer.param_groups[0]["params"]] == before

@@ -14,6 +14,9 @@ from layerscope import inputs
 from layerscope.errors import ProbeError
 from layerscope.probe.network import Network
 
+#: Mean over standard deviation of the samples above which they look alike; of grey images in 0..1 it is about 1.
+OFFSET = 10.0
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -83,7 +86,9 @@ def check_batch(batch: Any, batch_size: int | None, network: Network) -> tuple[B
             "give one whole training batch and leave batch_size out"
         )
     left = samples % size
-    notes = [f"the last {left} of {samples} samples do not fill a batch of {size} and were left out"] if left else []
+    notes = _remarks(x)
+    if left:
+        notes.append(f"the last {left} of {samples} samples do not fill a batch of {size} and were left out")
     if left:
         x, y = inputs.pick(x, slice(samples - left)), inputs.pick(y, slice(samples - left))
     y = inputs.mapped(y, lambda t: t.to(network.device))
@@ -110,6 +115,19 @@ def _check_values(x: Any, network: Network) -> None:
                 f"{name} holds {bad} NaN or infinite values (first in sample {first}): "
                 "the data is broken, not the network"
             )
+
+
+def _remarks(x: Any) -> list[str]:
+    """What is wrong with the data before any layer sees them, for a reader who would blame the network."""
+    main = inputs.main(x)
+    if main is None or len(main) < 2 or not main.is_floating_point():
+        return []
+    if all(torch.equal(t, t[:1].expand_as(t)) for _, t in inputs.named(x) if t.ndim):
+        return ["all samples are the same, so that no layer can tell them apart"]
+    mean, std = float(main.float().mean()), float(main.float().std())
+    if abs(mean) > OFFSET * std:
+        return [f"the samples lie at {mean:.3g} with a spread of only {std:.3g}, so that they look alike: centre them"]
+    return []
 
 
 def integers(x: Any) -> str | None:

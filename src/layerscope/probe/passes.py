@@ -120,7 +120,8 @@ class Passes:
         """``id(module)`` -> norm of its weight and mean norm of the weight's gradient."""
         weights = [(id(point.module), weight) for point in self.points if (weight := point.weight) is not None]
         squares = host([square_norm(weight) for _, weight in weights])
-        grads = {key: total / chunks for key, total in self._grad_norms.items()}
+        # a weight that can be trained and got no gradient has a gradient of zero
+        grads = {id(p): self._grad_norms.get(id(p), 0.0) / chunks for p in self.trainable}
         return {
             module: (math.sqrt(square), grads.get(id(weight)))
             for (module, weight), square in zip(weights, squares, strict=True)

@@ -80,7 +80,7 @@ class LayerRecord:
     weight_norm: float | None = None
     """Frobenius norm of the weight; of the parameter behind it where the weight is parametrized."""
     weight_grad: float | None = None
-    """Frobenius norm of its gradient."""
+    """Frobenius norm of its gradient; 0 where none reached it, None where it is frozen."""
 
     @property
     def relative_update(self) -> float | None:

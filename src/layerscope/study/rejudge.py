@@ -69,7 +69,7 @@ def _forward(row: Mapping[str, Any], limits: Thresholds) -> Level:
     if len(ms) < 2 or ms[0] <= 0:
         return stored
     exponential = stored == "bad" or factor <= _GROWTH_THEN
-    return forward_level(factor, exponential, max(ms) / ms[0], ms[-1] / ms[0], limits)
+    return forward_level(factor, exponential, ms[-1] / ms[0], len(ms), limits)
 
 
 def _level(row: Mapping[str, Any], axis: str) -> Level:

@@ -15,7 +15,7 @@ from layerscope.errors import SwapError
 
 @dataclass(frozen=True)
 class Succession:
-    """The parameters of one exchanged module: what left the network and what came."""
+    """The parameters of one site, its norm and what was exchanged around it: what left the network and what came."""
 
     left: tuple[nn.Parameter, ...]
     came: tuple[nn.Parameter, ...]
@@ -27,8 +27,9 @@ def repoint(optimizer: torch.optim.Optimizer, successions: Iterable[Succession])
     """Make ``optimizer`` train the parameters that came instead of those that left.
 
     An heir takes the place of the old parameter: same group, same position, a copy of its state (momentum, second
-    moment). Parameters that came without a predecessor join the group that held one of their module's old ones; a
-    module of which the optimiser held nothing (a frozen part) stays out of it.
+    moment), and stays out where the old one was not held. Parameters that came without a predecessor join the group
+    that held one of their site's old ones; a site of which the optimiser held nothing (a frozen part) stays out of it,
+    and one that had no parameters joins the first group.
 
     Returns:
         A function that puts the optimiser back as it was: groups, order and state.
@@ -38,7 +39,8 @@ def repoint(optimizer: torch.optim.Optimizer, successions: Iterable[Succession])
     """
     successions = tuple(successions)
     group_of = {id(p): i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
-    if not any(id(p) in group_of for s in successions for p in s.left):
+    left = [p for succession in successions for p in succession.left]
+    if left and not any(id(p) in group_of for p in left):
         raise SwapError(
             f"this {type(optimizer).__name__} holds none of the exchanged parameters: was it made for another network?"
         )
@@ -48,13 +50,16 @@ def repoint(optimizer: torch.optim.Optimizer, successions: Iterable[Succession])
     for succession in successions:
         heir_of = {id(old): new for old, new in succession.heirs}
         home = next((group_of[id(p)] for p in succession.left if id(p) in group_of), None)
+        if not succession.left and succession.came:
+            home = 0
         if home is None:
             continue
         for old in succession.left:
             if id(old) in group_of:
                 _replace(optimizer, group_of[id(old)], old, heir_of.get(id(old)))
         placed = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        optimizer.param_groups[home]["params"] += [p for p in succession.came if id(p) not in placed]
+        left_out = {id(new) for old, new in succession.heirs if id(old) not in group_of}
+        optimizer.param_groups[home]["params"] += [p for p in succession.came if id(p) not in placed | left_out]
 
     def back() -> None:
         for group, params in zip(optimizer.param_groups, before_groups, strict=True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -82,7 +82,7 @@ class SwapPlan:
                 if id(change.old) not in new:
                     new[id(change.old)] = (change, change.make())
         swap = exchange(self._model, {change.path: module for change, module in new.values()})
-        return Applied(self, swap, _successions(swap))
+        return Applied(self, swap, _successions(swap, self._changes))
 
 
 class Applied:
@@ -198,11 +198,12 @@ def plan_swap(
     chosen = select(bare, only)
     sites: list[Site] = []
     changes: list[tuple[Change, ...]] = []
-    for site, (path, module, known) in zip(bare, found, strict=True):
-        selected = site.index in chosen
-        decision = planner.decide(path, module, known) if selected else Decision(notes=["not selected"])
-        sites.append(_decided(site, decision))
-        changes.append(tuple(decision.changes) if decision.refused is None else ())
+    with torch.random.fork_rng(devices=[]):  # layers are built here to see whether they can be, and thrown away
+        for site, (path, module, known) in zip(bare, found, strict=True):
+            selected = site.index in chosen
+            decision = planner.decide(path, module, known) if selected else Decision(notes=["not selected"])
+            sites.append(_decided(site, decision))
+            changes.append(tuple(decision.changes) if decision.refused is None else ())
     notes = _notes(model, flow, found, sites, recipe, keep_affine)
     return SwapPlan(type(model).__name__, str(recipe.spec), tuple(sites), notes, model, tuple(changes))
 
@@ -270,21 +271,38 @@ def _notes(
     return tuple(notes)
 
 
-def _successions(swap: Exchange) -> tuple[Succession, ...]:
+def _successions(swap: Exchange, sites: Iterable[Iterable[Change]]) -> tuple[Succession, ...]:
+    """What left and what came, site by site: a norm's successors may stand in the slots around it."""
+    new_of = {id(old): new for old, new in swap.pairs.values()}
     result = []
-    for old, new in swap.pairs.values():
-        kept = {id(p) for p in old.parameters()} & {id(p) for p in new.parameters()}
-        left = {name: p for name, p in old.named_parameters() if id(p) not in kept}
-        came = {name: p for name, p in new.named_parameters() if id(p) not in kept}
-        heirs = []
-        free = dict(came)
-        for name, p in left.items():
-            last = name.rpartition(".")[2]
-            match = next(
-                (n for n, q in free.items() if n.rpartition(".")[2] == last and q.numel() == p.numel()),
-                next((n for n, q in free.items() if f".{last}." in f".{n}" and q.shape == p.shape), None),
-            )
-            if match is not None:
-                heirs.append((p, free.pop(match)))
-        result.append(Succession(tuple(left.values()), tuple(came.values()), tuple(heirs)))
+    for changes in sites:
+        left: list[nn.Parameter] = []
+        came: list[nn.Parameter] = []
+        heirs: list[tuple[nn.Parameter, nn.Parameter]] = []
+        for old in {id(change.old): change.old for change in changes}.values():
+            if (new := new_of.pop(id(old), None)) is not None:
+                gone, arrived, pairs = _succession(old, new)
+                left += gone
+                came += arrived
+                heirs += pairs
+        result.append(Succession(tuple(left), tuple(came), tuple(heirs)))
     return tuple(result)
+
+
+def _succession(
+    old: nn.Module, new: nn.Module
+) -> tuple[list[nn.Parameter], list[nn.Parameter], list[tuple[nn.Parameter, nn.Parameter]]]:
+    kept = {id(p) for p in old.parameters()} & {id(p) for p in new.parameters()}
+    left = {name: p for name, p in old.named_parameters() if id(p) not in kept}
+    came = {name: p for name, p in new.named_parameters() if id(p) not in kept}
+    heirs = []
+    free = dict(came)
+    for name, p in left.items():
+        last = name.rpartition(".")[2]
+        match = next(
+            (n for n, q in free.items() if n.rpartition(".")[2] == last and q.numel() == p.numel()),
+            next((n for n, q in free.items() if f".{last}." in f".{n}" and q.shape == p.shape), None),
+        )
+        if match is not None:
+            heirs.append((p, free.pop(match)))
+    return list(left.values()), list(came.values()), heirs

@@ -114,6 +114,7 @@ class Planner:
             decision.notes.append("its scale and shift are not one and zero, and are dropped")
         make = self._maker(module, known, recipe, fused if takes_act else None)
         made = make()  # what cannot be built for these channels is a reason to refuse now, not at apply
+        self._try(module, made.norm if isinstance(made, NormAct) else made)
         decision.changes.append(Change(path, module, make))
         act = made.act if isinstance(made, NormAct) and is_act(made.act) else None
         decision.becomes = f"{recipe.spec}" + (f" + {type(act).__name__}" if act is not None else "")
@@ -121,24 +122,19 @@ class Planner:
     def _maker(
         self, old: nn.Module, known: Known, recipe: norms.Recipe, replaced_act: nn.Module | None
     ) -> Callable[[], nn.Module]:
-        never_3d = bool(known.ndim) and 3 not in known.ndim
-        shapes = [len(c.in_shape) for c in self._flow.calls(old)] if self._flow is not None else []
-        safe_input = self._neighbours.only_reader(old)
+        is_identity_safe = self._neighbours.only_reader(old) and known.layout != "last"
 
         def make() -> nn.Module:
             norm = recipe.norm(known.channels)
             if type(norm) is nn.Identity:
-                norm = norm if safe_input else Keep()
+                norm = norm if is_identity_safe else Keep()
             else:
                 carry(norm, old, known, self._like, self._keep_affine)
-                if known.layout == "last":
-                    norm = ChannelsLast(norm)
-                elif known.layout == "map" and not never_3d and (not shapes or 3 in shapes):
-                    norm = ChannelsFirst1d(norm)
+                norm = self._laid_out(norm, old, known)
             if is_act(known.drop) or is_act(known.act):
                 act = known.act if known.act is not None else nn.Identity()
                 if replaced_act is not None:
-                    act = self._activation(recipe, known.channels, replaced_act, old)
+                    act = self._activation(recipe, known, replaced_act, old)
                 norm = NormAct(norm, known.drop if known.drop is not None else nn.Identity(), act)
             # the train flag of this module alone: drop and activation keep their own
             norm.training = old.training
@@ -146,9 +142,36 @@ class Planner:
 
         return make
 
-    def _activation(self, recipe: norms.Recipe, channels: int, old: nn.Module, near: nn.Module) -> nn.Module:
+    def _laid_out(self, new: nn.Module, old: nn.Module, known: Known) -> nn.Module:
+        """``new``, which reads 3 axes as tokens [N, S, C], reading the channels where ``old`` does."""
+        if known.layout == "last":
+            return ChannelsLast(new)
+        never_3d = bool(known.ndim) and 3 not in known.ndim
+        ranks = {len(shape) for shape in self._shapes(old)}
+        is_sequence = known.layout == "map" and not never_3d and (not ranks or 3 in ranks)
+        return ChannelsFirst1d(new) if is_sequence else new
+
+    def _shapes(self, module: nn.Module) -> list[tuple[int, ...]]:
+        return [call.in_shape for call in self._flow.calls(module)] if self._flow is not None else []
+
+    def _try(self, old: nn.Module, new: nn.Module) -> None:
+        """Run a new layer once on the shapes that the old one saw in the example.
+
+        Raises:
+            LayerscopeError: its statistics cannot be taken there, such as over the positions of a vector.
+        """
+        like = next((t for t in (*new.parameters(), *old.parameters()) if t.is_floating_point()), self._like)
+        if like is not None and like.is_meta:
+            return
+        trial = copy.deepcopy(new).train()
+        with torch.no_grad():
+            for shape in dict.fromkeys(self._shapes(old)):
+                x = torch.randn(max(shape[0], 2), *shape[1:])
+                trial(x if like is None else x.to(like))
+
+    def _activation(self, recipe: norms.Recipe, known: Known, old: nn.Module, near: nn.Module) -> nn.Module:
         """The norm's own activation in place of ``old``, on the device and in the dtype of the norm beside it."""
-        new = recipe.activation(channels, lambda: copy.deepcopy(old))
+        new = self._laid_out(recipe.activation(known.channels, lambda: copy.deepcopy(old)), near, known)
         like = next((t for t in (*near.parameters(), *near.buffers()) if t.is_floating_point()), self._like)
         if like is not None:
             new.to(device=like.device, dtype=like.dtype)
@@ -160,9 +183,12 @@ class Planner:
             decision.notes.append("no activation follows")
             return False
         path, act = found
-        change = Change(path, act, lambda: self._activation(recipe, known.channels, act, module))
+        change = Change(path, act, lambda: self._activation(recipe, known, act, module))
+        made = change.make()
+        self._try(module, made)
         decision.changes.append(change)
-        decision.notes.append(f"{type(act).__name__} {path!r} becomes {type(change.make()).__name__}")
+        inner = getattr(made, "norm", getattr(made, "layer", made))
+        decision.notes.append(f"{type(act).__name__} {path!r} becomes {type(inner).__name__}")
         return True
 
     def _weight_slot(self, module: nn.Module, known: Known, recipe: norms.Recipe, decision: Decision) -> None:

@@ -54,6 +54,11 @@ class Keep(nn.Module):
     Taking a norm away from ``norm -> ReLU(inplace=True)`` would otherwise rectify the residual stream itself.
     """
 
+    @property
+    def eps(self) -> float:
+        """NaN on purpose, as in :class:`ChannelsLast`."""
+        return float("nan")
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """A copy of x."""
         return x.clone()

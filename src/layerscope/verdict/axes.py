@@ -17,7 +17,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 from collections.abc import Callable, Sequence
+from functools import partial
 from statistics import median
 
 from layerscope.probe.records import LayerRecord, Profile
@@ -44,20 +46,24 @@ def forward_axis(profiles: Sequence[Profile], limits: Thresholds) -> Axis:
     kept = median(s[-1] / s[0] if s[0] > 0 else math.nan for s in series)
     t, ms = trunks[0], series[0]
     path = f"second moment {_number(ms[0])} at {t.forward[0].name}, {_number(ms[-1])} at {t.forward[-1].name}"
-    largest = median(max(s) / s[0] if s[0] > 0 else math.inf for s in series)
-    level = forward_level(factor, is_exponential(t), largest, kept, limits)
+    jump = _jump(profiles[0], t, limits)
+    if jump is not None and (jump[1] > 10 * factor or jump[1] < factor / 10):
+        culprit, ratio = jump
+        text = f"one layer, {culprit}, changes the second moment x{_number(ratio)} and nothing takes that back ({path})"
+        return Axis("F", "bad", factor, spread, text, culprit)
+    level = forward_level(factor, is_exponential(t), kept, len(ms), limits)
     if level == "bad" and factor > limits.growth_bad and not kept <= limits.vanish_bad:
-        where = _first_beyond(t, 10.0)
+        where = _first_beyond(profiles[0], t, 10.0)
         text = f"activations explode: x{factor:.2f} per {t.unit} ({path})"
         return Axis("F", "bad", factor, spread, text, where)
     if level == "bad":
-        return Axis("F", "bad", factor, spread, f"the signal vanishes ({path})", _first_beyond(t, 0.01))
+        return Axis("F", "bad", factor, spread, f"the signal vanishes ({path})", _first_beyond(profiles[0], t, 0.01))
     if kept < limits.vanish_caution:
         text = f"the signal shrinks ({path})"
-        return Axis("F", "caution", factor, spread, text, _first_beyond(t, limits.vanish_caution))
+        return Axis("F", "caution", factor, spread, text, _first_beyond(profiles[0], t, limits.vanish_caution))
     if level == "caution":
         text = f"activations grow x{factor:.2f} per {t.unit} ({path})"
-        return Axis("F", "caution", factor, spread, text, _first_beyond(t, 10.0))
+        return Axis("F", "caution", factor, spread, text, _first_beyond(profiles[0], t, 10.0))
     return Axis("F", "good", factor, spread, f"stable: x{factor:.2f} per {t.unit} ({path})")
 
 
@@ -114,6 +120,10 @@ def _token_axis(t: Trunk, score: float, spread: float | None, cosine: str, limit
 
 def backward_axis(profiles: Sequence[Profile], limits: Thresholds) -> Axis:
     """Axis B: does the scale-free gradient grow or vanish toward the input?"""
+    cut = _first(profiles, _cut)
+    if cut is not None:
+        text = f"no gradient reaches {cut.name} or what lies before it: the output does not depend on it"
+        return Axis("B", "bad", None, None, text, cut.name)
     ratios, rates = [], []
     for p in profiles:
         g = [r.grad_scaled for r in trunk(p).backward if r.grad_scaled]
@@ -209,13 +219,49 @@ def inactive_branches(t: Trunk) -> bool:
     )
 
 
-def _first_beyond(t: Trunk, factor: float) -> str | None:
+def _jump(profile: Profile, t: Trunk, limits: Thresholds) -> tuple[str, float] | None:
+    """A layer without a norm that alone takes the second moment far up or down, where it then stays; and the factor."""
+    if t.kind == "residual":
+        return None
+    for a, b in itertools.pairwise(t.forward):
+        if not a.ms or not b.ms or any(r.role == "norm" for r in profile.records[a.index + 1 : b.index + 1]):
+            continue
+        ratio, rest = b.ms / a.ms, [r.ms / a.ms for r in t.forward if r.index >= b.index and r.ms is not None]
+        if ratio > limits.jump_bad and min(rest) > limits.jump_bad / 10:
+            return _inside(profile, a, b, partial(operator.lt, 10 * a.ms)), ratio
+        if ratio < limits.drop_bad and max(rest) < limits.drop_bad * 10:
+            return _inside(profile, a, b, partial(operator.gt, a.ms / 10)), ratio
+    return None
+
+
+def _inside(profile: Profile, a: LayerRecord, b: LayerRecord, is_beyond: Callable[[float], bool]) -> str:
+    """The first record after ``a`` that is beyond: the layer itself, where ``b`` is the activation behind it."""
+    between = profile.records[a.index + 1 : b.index + 1]
+    return next((r.name for r in between if r.ms is not None and is_beyond(r.ms)), b.name)
+
+
+def _first_beyond(profile: Profile, t: Trunk, factor: float) -> str | None:
     """First layer whose second moment is beyond ``factor`` times the first one's (below it, for factor < 1)."""
     first = t.forward[0].ms or 0.0
-    for r in t.forward:
-        if r.ms is not None and ((r.ms > factor * first) if factor > 1 else (r.ms < factor * first)):
-            return r.name
+
+    def is_beyond(ms: float) -> bool:
+        return ms > factor * first if factor > 1 else ms < factor * first or ms == first == 0
+
+    for i, r in enumerate(t.forward):
+        if r.ms is not None and is_beyond(r.ms):
+            is_layer = t.kind == "plain" and i > 0 and factor < 1
+            return _inside(profile, t.forward[i - 1], r, is_beyond) if is_layer else r.name
     return t.forward[-1].name
+
+
+def _cut(profile: Profile) -> LayerRecord | None:
+    """The last layer with trainable weights that no gradient reaches although the loss depends on its output."""
+    layers = [r for r in profile.of("conv", "linear") if r.weight_norm is not None]
+    cut = [r for r in layers if r.grad_norm is None and r.weight_grad == 0.0]
+    # all of them, and the classifier: the loss does not depend on any weight; those before one that learns: cut off
+    learns = [r.index for r in layers if r.weight_grad]
+    before = [r for r in cut if (not learns and len(cut) == len(layers)) or (learns and r.index < learns[0])]
+    return before[-1] if before else None
 
 
 def _first(profiles: Sequence[Profile], pick: Callable[[Profile], LayerRecord | None]) -> LayerRecord | None:

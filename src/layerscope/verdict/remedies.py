@@ -22,6 +22,10 @@ def remedies(axes: tuple[Axis, ...], *, residual: bool, tokens: bool, norm: str,
     if level.get("F") == "bad":
         found += _forward(next(a for a in axes if a.name == "F"), residual, norm)
         return tuple(found[:5])
+    if any(a.name == "B" and a.level == "bad" and a.value is None for a in axes):
+        return (
+            "remove the detach, no_grad or non-differentiable function behind that layer, or freeze what it cuts off",
+        )
     if tiny_sets:
         found.append(
             "normalize over more elements: larger groups, a larger batch, or no norm where the map is 1x1 or 2x2"

@@ -10,6 +10,7 @@ from layerscope.verdict import axes as measure
 from layerscope.verdict import evidence
 from layerscope.verdict.analytic import analytic_route
 from layerscope.verdict.decision import Cause, Facts, decide
+from layerscope.verdict.early import is_stuck
 from layerscope.verdict.features import features
 from layerscope.verdict.remedies import remedies
 from layerscope.verdict.sets import smallest_set
@@ -29,7 +30,7 @@ def judge(
 
     The rules, first match wins:
 
-    1. not finite, or the second moment grows exponentially or vanishes -> ``fails``
+    1. not finite, or the second moment grows exponentially or vanishes, or the gradient is cut off -> ``fails``
     2. batch noise above its limit, or statistics over three elements or fewer -> ``unstable``
     3. the scale-free gradient explodes toward the input -> ``unstable``; vanishes -> ``very slow``
        (a few real steps that diverged also make it ``unstable``; whose loss did not fall, ``very slow``)
@@ -74,11 +75,12 @@ def judge(
             informative=i.level,
             backward=b.level,
             noise=n.level,
+            cut=b.level == "bad" and b.value is None,
             shrinks=b.value is not None and b.value < 1,
             tiny_sets=tiny,
             inactive=measure.inactive_branches(path),
             diverged=any(m.diverged for m in micro),
-            stuck=bool(micro) and max(m.drop for m in micro) <= 0,
+            stuck=bool(micro) and all(is_stuck(m.losses, thresholds) for m in micro),
         )
     )
     if label == "unknown":

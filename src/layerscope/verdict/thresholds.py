@@ -19,11 +19,18 @@ class Thresholds:
     """A linear law gives 1.16 over blocks 5 to 9 of a stage."""
     growth_bad: float = 1.5
     """Doubling at every block gives 2."""
-    growth_total: float = 0.0
-    """Largest over first second moment below which growth, however steep, is not an explosion (yet)."""
+    growth_total: float = 7.9
+    """Last over first second moment that a few steps must show: three doublings."""
     vanish_caution: float = 1e-2
     """Last over first second moment: zero padding alone costs an un-normalized 20-layer net a factor of 4e-3."""
     vanish_bad: float = 1e-6
+
+    jump_bad: float = 50.0
+    """One layer without a norm that multiplies the second moment by so much: an MLP of 6 layers with one weight ten
+    times too large (x100) learnt nothing in 60 steps at learning rate 0.1."""
+    drop_bad: float = 1e-3
+    """One that divides it by so much: with one weight 30 times too small (1e-3) the same net learnt half as much, with
+    100 times nothing."""
 
     # I: 1 - cosine between samples, at the classifier input or the last map, whichever is worse
     informative_caution: float = 0.10

@@ -18,6 +18,7 @@ from layerscope.verdict.early import is_diverged
 from layerscope.verdict.thresholds import DEFAULT
 from layerscope.verdict.types import MicroTrain
 
+
 def real_steps(model: nn.Module, data: Any, *, lr: float, steps: int = 20, **options: Any) -> MicroTrain:
     """A few real training steps that leave no trace, and whether they diverged.
 

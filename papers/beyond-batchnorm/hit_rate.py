@@ -1,6 +1,7 @@
 """From the committed trainings to the published hit rate: what was tried, what was fitted, what it is worth.
 
     python papers/beyond-batchnorm/hit_rate.py ideas      # everything that was tried, on the development part only
+    python papers/beyond-batchnorm/hit_rate.py cutoffs    # the rules' cut-offs, likewise
     python papers/beyond-batchnorm/hit_rate.py publish    # fit on the development part, score the held-out one
 
     python papers/beyond-batchnorm/hit_rate.py misses     # where the published scores were wrong
@@ -17,16 +18,18 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from layerscope import study
 from layerscope.study import fitting, rowfile
 from layerscope.study.hit_rates import hit_rates
-from layerscope.study.rejudge import rejudged
+from layerscope.study.rejudge import rejudge, rejudged
 from layerscope.study.scoring import Entry, Score, entries, evaluate, leave_one_out
 from layerscope.study.summary_card import BASELINES, INIT, MICRO, Scorecard, parts, scorecard, strata_columns
 from layerscope.verdict import evidence
+from layerscope.verdict.thresholds import DEFAULT
+from layerscope.verdict.types import LABELS
 
 HERE = Path(__file__).parent
 STUDY = HERE / "study.toml"
@@ -41,11 +44,11 @@ RATE = ("learning rate", "batch size")
 CURVED = ("rate x gradient", "rate x sharpness", "overshoot", "rate x update")
 STEPS = ("loss drop", "worst loss", "end loss", "diverged")
 
-#: What is published: terms and target of every score.
-CHOSEN: dict[str, tuple[tuple[str, ...], fitting.Target]] = {
-    "probe init": ((*PROBE, *MORE), "level"),
-    "learned init": ((*PROBE, *MORE, *RATE, *CURVED), "level"),
-    "learned micro": ((*PROBE, *MORE, *RATE, *STEPS), "level"),
+#: What is published: terms and ridge of every score.
+CHOSEN: dict[str, tuple[tuple[str, ...], float]] = {
+    "probe init": ((*PROBE, *MORE), 3.0),
+    "learned init": ((*PROBE, *MORE, *RATE, *CURVED), 10.0),
+    "learned micro": ((*PROBE, *RATE, *STEPS), 3.0),
 }
 
 #: Tried on the development part: name -> terms, target, ridge.
@@ -54,6 +57,7 @@ IDEAS: dict[str, tuple[tuple[str, ...], fitting.Target, float]] = {
     "probe, more numbers": ((*PROBE, *MORE), "level", 3.0),
     "... and rate, batch": ((*PROBE, *MORE, *RATE), "level", 3.0),
     "... and curvature": ((*PROBE, *MORE, *RATE, *CURVED), "level", 3.0),
+    "... pulled harder": ((*PROBE, *MORE, *RATE, *CURVED), "level", 10.0),
     "... fitted to places": ((*PROBE, *MORE, *CURVED), "place", 3.0),
     "... fitted to failing": ((*PROBE, *MORE, *RATE, *CURVED), "risk", 3.0),
     "curvature alone": ((*RATE, *CURVED), "level", 3.0),
@@ -101,6 +105,33 @@ def ideas(rows: Path) -> str:
     return "\n".join(lines)
 
 
+def cutoffs(rows: Path) -> str:
+    """Every cut-off that the rows can judge anew, one at a time around the present values, on the development part."""
+    _, _, everything = load(rows)
+    dev = [e for e in everything if not e.row["held_out"]]
+    tried: dict[str, tuple[float, ...]] = {
+        "growth_total": (0.0, 4.0, 8.0, 20.0, 100.0),
+        "growth_bad": (1.3, 1.5, 1.8, 2.2),
+        "vanish_bad": (1e-6, 1e-5, 1e-4, 1e-3),
+        "noise_bad": (0.5, 1.0, 1.5, 3.0, 99.0),
+        "steps_worse": (1.1, 1.3, 1.5, 2.0),
+        "steps_stuck": (-9.0, 0.0, 0.01, 0.02, 0.05),
+        "steps_learn": (0.1, 0.2, 0.3, 0.4, 2.0),
+    }
+    lines = [f"{len(dev)} development trainings: Spearman and AUROC of the label; * is in use"]
+    for name, values in tried.items():
+        after = int(name.startswith("steps"))
+        for value in values:
+            limits = replace(DEFAULT, **{name: value})
+            labels = [float(LABELS.index(rejudge(e.row, limits)[after])) for e in dev]
+            found = evaluate(name, dev, [-v for v in labels], draws=50)
+            mark = "*" if value == getattr(DEFAULT, name) else " "
+            rho, area = found.spearman, found.auroc
+            if rho and area:
+                lines.append(f"{mark} {name:14}{value:<10g}{rho.mean:.3f}  {area.mean:.3f}")
+    return "\n".join(lines)
+
+
 def _line(name: str, rows: Sequence[Entry], *scores: Sequence[float | None]) -> str:
     first, *others = (evaluate(name, rows, s, draws=300) for s in scores)
     tail = "".join(
@@ -143,7 +174,7 @@ def publish(rows: Path) -> str:
     (HERE / "results" / "scores.md").write_text(f"# Scores\n\nWritten by `hit_rate.py publish`.\n\n{text}\n")
     plain = {part: asdict(card) for part, card in cards.items()}
     (HERE / "results" / "scores.json").write_text(json.dumps(plain, indent=1) + "\n")
-    (HERE / "results" / "ideas.txt").write_text(ideas(rows) + "\n")
+    (HERE / "results" / "ideas.txt").write_text(f"{ideas(rows)}\n\n{cutoffs(rows)}\n")
     (HERE / "results" / "misses.txt").write_text(misses(rows) + "\n")
     before, _, rest = PAGE.read_text().partition(MARKS[0])
     numbers = f"{rates_table()}\n\n{goals_table(cards)}\n\n```\n{cards['held-out']}\n```"
@@ -206,7 +237,12 @@ def misses(rows: Path) -> str:
 
 def main() -> None:
     """Command line."""
-    commands: dict[str, Callable[[Path], str]] = {"ideas": ideas, "publish": publish, "misses": misses}
+    commands: dict[str, Callable[[Path], str]] = {
+        "ideas": ideas,
+        "cutoffs": cutoffs,
+        "publish": publish,
+        "misses": misses,
+    }
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=commands)
     parser.add_argument("--rows", type=Path, default=ROWS, help="a row file or a store")

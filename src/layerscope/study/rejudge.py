@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 from layerscope.verdict.decision import Facts, decide, forward_level
-from layerscope.verdict.early import is_diverged, is_stuck
+from layerscope.verdict.early import is_diverged, is_learning, is_stuck
 from layerscope.verdict.features import number
 from layerscope.verdict.thresholds import DEFAULT, Thresholds
 from layerscope.verdict.types import Label, Level
@@ -45,7 +45,9 @@ def rejudge(row: Mapping[str, Any], limits: Thresholds = DEFAULT) -> tuple[Label
     losses = [float(v) for v in _series(row, "micro.losses")]
     if not losses:
         return decide(facts)[0], decide(facts)[0]
-    seen = Facts(**{**vars(facts), "diverged": is_diverged(losses, limits), "stuck": is_stuck(losses, limits)})
+    lost = is_diverged(losses, limits)
+    steps = {"diverged": lost, "learns": not lost and is_learning(losses, limits), "stuck": is_stuck(losses, limits)}
+    seen = Facts(**{**vars(facts), **steps})
     return decide(facts)[0], decide(seen)[0]
 
 

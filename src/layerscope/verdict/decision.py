@@ -12,7 +12,16 @@ from layerscope.verdict.thresholds import Thresholds
 from layerscope.verdict.types import Label, Level
 
 Cause = Literal[
-    "forward", "sets", "noise", "steps diverged", "backward", "steps stuck", "informative", "none", "unknown"
+    "forward",
+    "sets",
+    "noise",
+    "steps diverged",
+    "steps learn",
+    "backward",
+    "steps stuck",
+    "informative",
+    "none",
+    "unknown",
 ]
 
 
@@ -38,20 +47,24 @@ class Facts:
     """Residual branches add nothing yet, so what they will do cannot be seen."""
     diverged: bool = False
     """Real steps diverged."""
+    learns: bool = False
+    """Real steps brought the loss well down."""
     stuck: bool = False
     """Real steps did not bring the loss down."""
 
 
 def decide(facts: Facts) -> tuple[Label, Cause]:
     """The label and what decided it; the first rule that matches wins."""
-    if facts.forward == "bad":
-        return "fails", "forward"
     if facts.cut:
         return "fails", "backward"
+    if facts.noise == "bad" and (facts.forward != "bad" or facts.learns):
+        return "unstable", "noise"  # a matter of evaluation, which real training steps do not show
+    if facts.learns:
+        return "healthy", "steps learn"
+    if facts.forward == "bad":
+        return "fails", "forward"
     if facts.tiny_sets:
         return "unstable", "sets"
-    if facts.noise == "bad":
-        return "unstable", "noise"
     if facts.diverged:
         return "unstable", "steps diverged"
     if facts.backward == "bad":

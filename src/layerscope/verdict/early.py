@@ -17,6 +17,12 @@ def is_diverged(losses: Sequence[float], limits: Thresholds = DEFAULT) -> bool:
     return not math.isfinite(end) or end > limits.steps_worse * losses[0]
 
 
+def is_learning(losses: Sequence[float], limits: Thresholds = DEFAULT) -> bool:
+    """The loss is well below where it began: the network trains, whatever its initialization looked like."""
+    end = sum(losses[-TAIL:]) / len(losses[-TAIL:])
+    return end <= (1.0 - limits.steps_learn) * losses[0]
+
+
 def is_stuck(losses: Sequence[float], limits: Thresholds = DEFAULT) -> bool:
     """The loss at the end is not below where it began."""
     end = sum(losses[-TAIL:]) / len(losses[-TAIL:])

@@ -10,7 +10,7 @@ from layerscope.verdict import axes as measure
 from layerscope.verdict import evidence
 from layerscope.verdict.analytic import analytic_route
 from layerscope.verdict.decision import Cause, Facts, decide
-from layerscope.verdict.early import is_stuck
+from layerscope.verdict.early import is_learning, is_stuck
 from layerscope.verdict.features import features
 from layerscope.verdict.remedies import remedies
 from layerscope.verdict.sets import smallest_set
@@ -33,7 +33,8 @@ def judge(
     1. not finite, or the second moment grows exponentially or vanishes, or the gradient is cut off -> ``fails``
     2. batch noise above its limit, or statistics over three elements or fewer -> ``unstable``
     3. the scale-free gradient explodes toward the input -> ``unstable``; vanishes -> ``very slow``
-       (a few real steps that diverged also make it ``unstable``; whose loss did not fall, ``very slow``)
+       (a few real steps that diverged also make it ``unstable``; whose loss did not fall, ``very slow``; whose loss
+       fell by 30 % make it ``healthy``, whatever initialization looked like, unless the batch noise is bad)
     4. samples cannot be told apart at the classifier -> ``very slow`` or ``slow``
     5. otherwise ``healthy``
 
@@ -80,6 +81,7 @@ def judge(
             tiny_sets=tiny,
             inactive=measure.inactive_branches(path),
             diverged=any(m.diverged for m in micro),
+            learns=bool(micro) and all(is_learning(m.losses, thresholds) and not m.diverged for m in micro),
             stuck=bool(micro) and all(is_stuck(m.losses, thresholds) for m in micro),
         )
     )
@@ -128,6 +130,9 @@ def _why(
         return _diverged(micro), None
     if cause == "steps stuck":
         return "the first steps do not learn", None
+    if cause == "steps learn":
+        doubts = [a.text for a in axes if a.level == "bad"]
+        return "; ".join(["the first steps learn", *(f"although {d}" for d in doubts)]), None
     if cause == "backward" and b.value is not None and not b.value < 1:
         return f"{b.text}: a normal learning rate is too high", b.where
     axis = {"forward": f, "noise": n, "backward": b, "informative": i}.get(cause)

@@ -285,7 +285,8 @@ def _trade_off_claims(table: Rows) -> Iterable[Claim]:
     for r in table:
         size = {"layer": 512}.get(r["norm"]) or int(r["norm"].partition("size=")[2])
         best.setdefault((r["batch_size"], r["lr"]), []).append((r["outcome.mean_accuracy"], size))
-    full = {k: v for k, v in best.items() if len(v) == 7}
+    # where nothing gets clear of chance, the best size is noise
+    full = {k: v for k, v in best.items() if len(v) == 7 and max(v)[0] > 0.2}
     if full:
         chosen = {f"batch {b}, rate {lr:g}": max(v)[1] for (b, lr), v in sorted(full.items())}
         inside = [s for s in chosen.values() if s not in (1, 512)]

@@ -42,10 +42,17 @@ def test_the_packaged_scores_are_fits_to_the_development_part_alone(trainings):
     dev = [e for e in trainings if not e.row["held_out"]]
     assert not {e.norm for e in dev} & {"frn", "evonorm-s0:size=4", "sws", "group:size=4", "switchable", "proxy:size=4"}
     assert {e.row["data"] for e in dev} == {"digits:size=16"}
-    ridges = {"probe init": 3.0, "learned init": 10.0, "learned micro": 3.0}
-    assert evidence.load().scores.keys() == ridges.keys()
+    settings = {
+        "probe init": ("level", 3.0),
+        "learned init": ("level", 10.0),
+        "risk init": ("risk", 10.0),
+        "learned micro": ("level", 3.0),
+        "risk micro": ("risk", 10.0),
+    }
+    assert evidence.load().scores.keys() == settings.keys()
     for name, formula in evidence.load().scores.items():
-        again = fit(dev, formula.terms, ridge=ridges[name])
+        target, ridge = settings[name]
+        again = fit(dev, formula.terms, target=target, ridge=ridge)
         for entry in dev[::20]:
             assert again.expected(entry.row) == pytest.approx(formula.expected(entry.row), abs=2e-3)
 

@@ -64,6 +64,10 @@ def test_what_losses_say():
     assert is_learning([2.3, 1.5, 1.2, 1.0])
     assert not is_learning([2.3, 2.2, 2.0, 2.0])
     assert not is_learning([2.3, 1.0, math.nan])
+    # coming down from an exploded start to guessing is not learning
+    assert is_learning([9.0, 4.0, 2.3, 2.3, 2.3])
+    assert not is_learning([9.0, 4.0, 2.3, 2.3, 2.3], classes=10)
+    assert is_learning([9.0, 4.0, 1.2, 1.2, 1.2], classes=10)
 
 
 def test_a_row_is_judged_as_its_network_was(tmp_path):

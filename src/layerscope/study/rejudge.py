@@ -17,6 +17,9 @@ from layerscope.verdict.features import number
 from layerscope.verdict.thresholds import DEFAULT, Thresholds
 from layerscope.verdict.types import Label, Level
 
+#: Classes of the data sets that are bundled or known by name for studies (digits, Fashion-MNIST, CIFAR-10).
+CLASSES = 10
+
 #: Cut-off on the growth factor at the time of the run: a larger factor without a bad level was not exponential.
 _GROWTH_THEN = 1.5
 
@@ -46,7 +49,11 @@ def rejudge(row: Mapping[str, Any], limits: Thresholds = DEFAULT) -> tuple[Label
     if not losses:
         return decide(facts)[0], decide(facts)[0]
     lost = is_diverged(losses, limits)
-    steps = {"diverged": lost, "learns": not lost and is_learning(losses, limits), "stuck": is_stuck(losses, limits)}
+    steps = {
+        "diverged": lost,
+        "learns": not lost and is_learning(losses, limits, classes=CLASSES),
+        "stuck": is_stuck(losses, limits),
+    }
     seen = Facts(**{**vars(facts), **steps})
     return decide(facts)[0], decide(seen)[0]
 

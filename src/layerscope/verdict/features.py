@@ -38,10 +38,10 @@ def features(
         found |= {f"init.{k}": v for k, v in asdict(curvature).items()}
     if micro is not None:
         found |= {f"micro.{k}": v for k, v in micro_features(micro).items()}
-    return found | {"lr": lr, "batch_size": profile.batch_size, "classes": classes or _outputs(profile)}
+    return found | {"lr": lr, "batch_size": profile.batch_size, "classes": classes or outputs(profile)}
 
 
-def _outputs(profile: Profile) -> int | None:
+def outputs(profile: Profile) -> int | None:
     """Outputs of the classifier."""
     return next((r.shape[-1] for r in profile.records if r.name == profile.classifier and r.shape), None)
 

@@ -11,7 +11,7 @@ from layerscope.verdict import evidence
 from layerscope.verdict.analytic import analytic_route
 from layerscope.verdict.decision import Cause, Facts, decide
 from layerscope.verdict.early import is_learning, is_stuck
-from layerscope.verdict.features import features
+from layerscope.verdict.features import features, outputs
 from layerscope.verdict.remedies import remedies
 from layerscope.verdict.sets import smallest_set
 from layerscope.verdict.thresholds import DEFAULT, Thresholds
@@ -70,6 +70,7 @@ def judge(
     tiny = smallest is not None and smallest[0] <= thresholds.smallest_set
     route: Analytic | None = analytic_route(several, path) if analytic else None
 
+    classes = outputs(several[0])
     label, cause = decide(
         Facts(
             forward=f.level,
@@ -81,7 +82,8 @@ def judge(
             tiny_sets=tiny,
             inactive=measure.inactive_branches(path),
             diverged=any(m.diverged for m in micro),
-            learns=bool(micro) and all(is_learning(m.losses, thresholds) and not m.diverged for m in micro),
+            learns=bool(micro)
+            and all(is_learning(m.losses, thresholds, classes=classes) and not m.diverged for m in micro),
             stuck=bool(micro) and all(is_stuck(m.losses, thresholds) for m in micro),
         )
     )

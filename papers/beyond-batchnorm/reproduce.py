@@ -171,7 +171,7 @@ def similarity_panels(table: Rows) -> list[tuple[str, list[tuple[str, float, flo
             worst = max(float(r["init.cosine"]), float(r["init.cosine_pooled"]))
             title = f"{r['data'].split(':')[0]}, depth {r['depth']}, batch {r['batch_size']}, rate {r['lr']:g}"
             found.setdefault(title, []).append((r["norm"], worst, r["outcome.mean_accuracy"]))
-    return [(k, v) for k, v in found.items() if max(a for _, _, a in v) > 0.3]
+    return [(k, v) for k, v in found.items() if len(v) > 5 and max(a for _, _, a in v) > 0.3]
 
 
 def draw_similarity(table: Rows) -> None:

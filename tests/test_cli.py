@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -232,3 +234,10 @@ def test_a_result_that_was_written_is_shown_again(tmp_path: Path, capsys: pytest
     assert code == 0
     assert first.split("page: ")[0] == second.split("page: ")[0]
     assert page.read_text() == again.read_text()
+
+
+def test_the_package_runs_as_a_module() -> None:
+    done = subprocess.run([sys.executable, "-m", "layerscope", "--version"], capture_output=True, text=True, check=True)
+    import layerscope
+
+    assert done.stdout.strip() == layerscope.__version__

@@ -139,3 +139,35 @@ def test_a_norm_that_was_not_put_in_has_no_verdict() -> None:
     result = layerscope.compare(bare, ["none", "layer"], data, batch_size=8)
     assert result["none"].profiles
     assert "no norm module" in result["layer"].verdict.reason
+
+
+class Tiny(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(64, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 10))
+
+
+def test_a_class_is_a_factory_and_has_as_many_seeds_as_asked_for_and_a_module_has_one() -> None:
+    assert len(layerscope.diagnose(Tiny, "digits", batch_size=8, seeds=3).choices[0].profiles) == 3
+    assert len(layerscope.diagnose(Tiny, "digits", batch_size=8, seeds=[4, 7, 4]).choices[0].profiles) == 2
+    assert len(layerscope.diagnose(Tiny(), "digits", batch_size=8, seeds=3).choices[0].profiles) == 1
+
+
+@pytest.mark.parametrize("seeds", ["ab", 1.5, [], [0.5], None])
+def test_seeds_that_are_none(seeds: object) -> None:
+    with pytest.raises(LayerscopeError, match="seeds is how many seeds, or which ones"):
+        layerscope.diagnose(Tiny, "digits", batch_size=8, seeds=seeds)
+
+
+def test_batch_norm_over_one_sample_is_unstable_and_a_norm_of_samples_is_not() -> None:
+    result = layerscope.compare("cfg_10:width=16", ["batch", "group:size=8"], "digits:size=16", batch_size=1)
+    assert result["batch"].verdict.label == "unstable"
+    assert "instance norm in training" in result["batch"].verdict.reason
+    assert "statistics" not in result["group:size=8"].verdict.reason
+
+
+def test_a_network_whose_forward_was_replaced_is_not_copied() -> None:
+    net = Tiny()
+    net.forward = nn.Sequential.forward.__get__(net)  # type: ignore[method-assign]  # as wrappers do
+    result = layerscope.compare(net, ["as is", "layer"], "digits", batch_size=8)
+    assert result["as is"].profiles
+    assert "forward that was replaced" in result["layer"].verdict.reason

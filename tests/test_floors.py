@@ -19,6 +19,7 @@ FLOORS: dict[str, int] = {
     "verdict": 4, "methods": 4,
     "comparison": 5, "report": 5, "study": 5,
     "cli": 6,
+    "__main__": 7,
 }  # fmt: skip
 
 #: Sideways or upward imports that the plan names (docs/architecture.md).

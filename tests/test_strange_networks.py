@@ -29,7 +29,7 @@ def test_a_profile_has_numbers_and_changes_nothing(name: str) -> None:
     assert layerscope.judge(seen).reason
 
 
-@pytest.mark.parametrize("name", sorted(set(CASES) - {"compiled"}))
+@pytest.mark.parametrize("name", sorted(set(CASES) - {"partly_scripted"}))
 def test_norms_are_compared_and_nothing_is_changed(name: str) -> None:
     model, batch, options = CASES[name]()
     before = snapshot(model)
@@ -102,3 +102,10 @@ def test_real_steps_on_several_inputs(wrap: Any) -> None:
     assert same(snapshot(model), before)
     (micro,) = result.choices[0].verdict.micro
     assert len(micro.losses) == 3
+
+
+def test_a_scripted_norm_is_refused_with_the_reason() -> None:
+    model, batch, _ = CASES["partly_scripted"]()
+    result = layerscope.compare(model, ["as is", "group:size=4"], batch, batch_size=4)
+    assert result["as is"].profiles
+    assert "scripted, which is frozen" in result["group:size=4"].verdict.reason

@@ -154,20 +154,46 @@ def diagnose(source: str | nn.Module | Callable[..., nn.Module], data: Any = "di
 
 def _checked(norm: str | Sequence[str]) -> list[str]:
     """The specs in their canonical spelling, checked before any work is done."""
-    wanted = [norm] if isinstance(norm, str) else list(norm)
+    wanted = list(norm) if isinstance(norm, Iterable) and not isinstance(norm, str) else [norm]
     if not wanted:
         raise SpecError("no norm to compare; name at least one, such as  batch  or  group:size=8")
-    specs = [spec if spec == AS_IS else str(norms.parse(spec)) for spec in wanted]
+    specs = [AS_IS if spec == AS_IS else str(norms.parse(spec)) for spec in wanted]
     return list(dict.fromkeys(specs))
 
 
 def _seeds(seeds: int | Iterable[int], source: Any) -> list[int]:
-    if isinstance(seeds, int) and not 1 <= seeds <= MOST_SEEDS:
-        raise LayerscopeError(f"seeds must be at least 1 and at most {MOST_SEEDS}; got {seeds}")
-    found = list(range(seeds)) if isinstance(seeds, int) else [int(s) for s in seeds]
-    if not found:
-        raise LayerscopeError("seeds must be at least 1")
-    return found if isinstance(source, str) or not hasattr(source, "forward") else found[:1]
+    """The seeds, each once; one for a module, which has the weights that it has."""
+    if isinstance(seeds, int):
+        if not 1 <= seeds <= MOST_SEEDS:
+            raise LayerscopeError(f"seeds must be at least 1 and at most {MOST_SEEDS}; got {seeds}")
+        found = list(range(seeds))
+    else:
+        found = list(dict.fromkeys(seeds)) if isinstance(seeds, Iterable) else []
+        if not found or not all(isinstance(seed, int) for seed in found):
+            raise LayerscopeError(f"seeds is how many seeds, or which ones as whole numbers; got {seeds!r}")
+    is_module = hasattr(source, "forward") and not isinstance(source, type)
+    return found[:1] if is_module else found
+
+
+def _refuse_nothing_done(built: sources.Built) -> None:
+    """A verdict on the network as it is must not stand beside the name of a norm that it does not have.
+
+    Raises:
+        SwapError: no norm was exchanged, and not because all of them are what is asked for.
+    """
+    plan = built.plan
+    if plan is None or plan.swapped or (plan.sites and not plan.refused):
+        return
+    if plan.refused:
+        first = plan.refused[0]
+        raise SwapError(
+            f"none of the {len(plan.sites)} norms can become {plan.spec}, such as {first.path!r}: {first.refused}"
+        )
+    if plan.spec != "none":
+        raise SwapError(
+            f"{built.label} has no norm module in whose place {plan.spec} could stand: look at it 'as is', or let the "
+            "function that makes it take norm="
+        )
 
 
 def _refuse_nothing_done(built: sources.Built) -> None:
@@ -230,7 +256,8 @@ def _on(device: str | None, module: nn.Module, source: Any) -> nn.Module:
     """The network on the device; the caller's own module stays where it is."""
     if device is None:
         return module
-    return (copy.deepcopy(module) if module is source else module).to(device)
+    is_callers = module is source or module is getattr(source, "_orig_mod", None)
+    return (copy.deepcopy(module) if is_callers else module).to(device)
 
 
 def _progress(total: int, label: str, wanted: bool) -> Any:

@@ -60,3 +60,26 @@ def test_reading_images_needs_pillow(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(MissingExtraError, match=r"Pillow.*layerscope\[zoo\]"):
         data.load("imagefolder", "all", root=tmp_path)
+
+
+def test_what_other_programs_leave_in_folders_is_no_class_and_no_image(tmp_path: Path) -> None:
+    write_images(tmp_path, {"a": 5, "b": 5})
+    for litter in (".ipynb_checkpoints", "__MACOSX", ".git"):
+        (tmp_path / litter).mkdir()
+    (tmp_path / "a" / "._0.png").write_bytes(b"resource fork")
+    (tmp_path / "a" / ".DS_Store").write_bytes(b"")
+    found = data.load(f"imagefolder:path={tmp_path},size=4", "all")
+    assert (found.classes, len(found)) == (2, 10)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"])
+def test_every_kind_of_pixel_keeps_its_brightness(mode: str, tmp_path: Path) -> None:
+    """Half grey, or as near to it as one bit comes on average, in every mode."""
+    (tmp_path / "a").mkdir()
+    grey = Image.new("L", (32, 32), 128)
+    picture = grey.convert("P") if mode == "P" else grey.convert(mode) if mode != "I;16" else None
+    if picture is None:
+        picture = Image.fromarray((torch.full((32, 32), 128 * 257).numpy()).astype("uint16"))
+    picture.save(tmp_path / "a" / ("0.tif" if mode == "CMYK" else "0.png"))
+    x = data.load(f"imagefolder:path={tmp_path},size=8", "all").x
+    assert abs(float(x.mean())) < (0.1 if mode == "1" else 0.01)

@@ -208,3 +208,25 @@ def test_facts_of_the_recipes() -> None:
     for bad in (0, -3, 2.0, True):
         with pytest.raises(SpecError, match="channels"):
             norms.build("batch", bad)  # type: ignore[arg-type]  # what is under test
+
+
+def test_a_users_layer_that_cannot_be_built_is_said_to_be_the_users(clean_registry: None) -> None:
+    def raises(channels: int) -> nn.Module:
+        raise ValueError("no memory")
+
+    def text(channels: int) -> str:
+        return "batch"
+
+    def nothing() -> nn.Module:
+        return nn.Identity()
+
+    for maker, says in ((raises, "ValueError: no memory"), (text, "built a str, not"), (nothing, "TypeError")):
+        norms.register_norm("mine", summary="", replace=True)(maker)
+        with pytest.raises(SpecError, match=f"norm 'mine' .*{says}"):
+            norms.build("mine", 8)
+
+
+@pytest.mark.parametrize("spec", [None, 3, nn.LayerNorm, nn.BatchNorm2d(3)])
+def test_a_norm_is_named_by_a_string(spec: object) -> None:
+    with pytest.raises(SpecError, match="a norm is named by a string"):
+        norms.parse(spec)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import layerscope
 from layerscope.errors import TrainingError
@@ -60,3 +62,9 @@ def test_bad_arguments() -> None:
         real_steps(net, "digits", lr=0.0)
     with pytest.raises(TrainingError, match="at least 2"):
         real_steps(net, "digits", lr=0.1, steps=1)
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "unlabeled", lambda out, y: out.square().mean()])
+def test_real_steps_take_every_loss_that_the_probe_takes(loss: Any) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    assert len(real_steps(net, "digits", lr=0.01, steps=3, batch_size=8, loss=loss).losses) == 3

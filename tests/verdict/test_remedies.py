@@ -46,3 +46,18 @@ def test_nothing_to_mend_no_advice() -> None:
 )  # fmt: skip
 def test_numbers_in_sentences(value: float, text: str) -> None:
     assert _number(value) == text
+
+
+def test_what_the_pooling_took_away_is_centred_before_the_classifier_and_what_is_there_is_not_advised() -> None:
+    pooled = Axis("I", "bad", 0.01, None, "samples have cosine 0.990 after pooling: ...")
+    advice = remedies((pooled,), residual=False, tokens=False, norm="batch", tiny_sets=False)
+    assert "between the pooling and the classifier" in advice[0]
+    assert not any("batch at 16" in line for line in advice)
+    unpooled = Axis("I", "bad", 0.01, None, "samples have cosine 0.990 at the classifier input: ...")
+    advice = remedies((unpooled,), residual=False, tokens=False, norm="layer", tiny_sets=False)
+    assert not any("between the pooling" in line for line in advice)
+
+
+def test_one_layer_of_the_wrong_scale_is_to_be_initialized_again() -> None:
+    jump = Axis("F", "bad", 1.1, None, "one layer, 10, changes the second moment x9.8e3", "10")
+    assert "initialize that layer" in remedies((jump,), residual=False, tokens=False, norm="none", tiny_sets=False)[0]

@@ -110,8 +110,8 @@ def _class_files(folder: Path, part: str = "all") -> dict[str, list[Path]]:
     if not folder.is_dir():
         raise DataError(f"imagefolder: {folder} is not a folder")
     found = {}
-    for sub in sorted(p for p in folder.iterdir() if p.is_dir()):
-        files = sorted(p for p in sub.rglob("*") if p.suffix.lower() in _SUFFIXES)
+    for sub in sorted(p for p in folder.iterdir() if p.is_dir() and not _is_litter(p)):
+        files = sorted(p for p in sub.rglob("*") if p.suffix.lower() in _SUFFIXES and not _is_litter(p))
         if not files:
             raise DataError(f"imagefolder: class folder {sub} holds no images")
         found[sub.name] = [p for i, p in enumerate(files) if part == "all" or (part == "test") == (i % 5 == 4)]
@@ -124,13 +124,21 @@ def _class_files(folder: Path, part: str = "all") -> dict[str, list[Path]]:
     return found
 
 
+def _is_litter(path: Path) -> bool:
+    """What file managers, notebooks and archives leave behind, such as ``._1.png`` and ``.ipynb_checkpoints``."""
+    return path.name.startswith(".") or path.name == "__MACOSX"
+
+
 def _read_image(path: Path, size: int) -> NDArray[np.uint8]:
     try:
         from PIL import Image, ImageOps
     except ImportError:
         raise MissingExtraError("Pillow", "zoo", "reading image files") from None
     try:
-        with Image.open(path) as image:
+        with Image.open(path) as opened:
+            image: Image.Image = opened
+            if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would cut off at 255
+                image = Image.fromarray((np.asarray(image).astype(np.float64) / 257).clip(0, 255).astype(np.uint8))
             fitted = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BILINEAR)
             return np.asarray(fitted, np.uint8).transpose(2, 0, 1)
     except (OSError, ValueError, SyntaxError) as error:

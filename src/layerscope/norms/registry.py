@@ -49,6 +49,9 @@ def parse(spec: str | Spec) -> Spec:
     Raises:
         SpecError: unknown name or parameter (with near misses), wrong type or range, or an ambiguous group count.
     """
+    if not isinstance(spec, str | Spec):
+        name = getattr(spec, "__name__", type(spec).__name__)  # type: ignore[unreachable]  # what callers pass all the same
+        raise SpecError(f"a norm is named by a string such as  batch  or  group:size=8; got {name}")
     text = str(spec)
     _refuse_bare_number(text)
     given = parse_spec(spec) if isinstance(spec, str) else spec

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar, cast
 
-from layerscope.errors import SpecError
+from layerscope.errors import LayerscopeError, SpecError
 from layerscope.norms.facts import NormInfo, Slot, load
 from layerscope.norms.grouping import resolve_group_size
 from layerscope.spec import Spec, Value
@@ -42,7 +42,17 @@ class Recipe:
         self._check(channels)
         if self.info.norm is None:
             return nn.Identity()
-        return cast("nn.Module", load(self.info.norm)(channels, **self._kwargs("norm")))
+        try:
+            made = load(self.info.norm)(channels, **self._kwargs("norm"))
+        except LayerscopeError:
+            raise
+        except Exception as error:  # a layer of the user's own
+            raise SpecError(
+                f"norm {str(self.spec)!r} cannot be built for {channels} channels: {type(error).__name__}: {error}"
+            ) from error
+        if not isinstance(made, nn.Module):
+            raise SpecError(f"norm {str(self.spec)!r} built a {type(made).__name__}, not a torch.nn.Module")
+        return made
 
     def activation(self, channels: int, base: Callable[[], nn.Module] | None = None) -> nn.Module:
         """The activation slot: ``base()`` (ReLU unless given), or what the norm puts in its place."""

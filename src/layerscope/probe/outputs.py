@@ -148,9 +148,10 @@ def _cross_entropy(output: Tensor, y: Tensor) -> Tensor:
         output, y = output.flatten(0, 1), y.flatten()
     classes = output.shape[1] if output.ndim > 1 else 0
     if output.ndim < 2 or y.shape != output.shape[:1] + output.shape[2:]:
+        advice = "choose another part with output=..., take loss='unlabeled', or pass loss=function"
         raise ProbeError(
             f"cross entropy needs an output [N, K] and labels [N]; the output is {tuple(output.shape)}, y is "
-            f"{tuple(y.shape)}; choose another part with output=..., take loss='unlabeled', or pass loss=function"
+            f"{tuple(y.shape)}; {'pass y.squeeze(1)' if y.shape == (len(output), 1) else advice}"
         )
     if classes == 1:
         raise ProbeError(

@@ -112,6 +112,8 @@ def _named(text: str, spec: str | None, shape: tuple[int, ...] | None, classes: 
 
 
 def _module(source: nn.Module, spec: str | None, example: Any) -> Built:
+    inner = getattr(source, "_orig_mod", None)  # what torch.compile wrapped
+    source = inner if isinstance(inner, nn.Module) else source
     label = type(source).__name__
     if _is_lazy(source):
         raise SourceError(
@@ -120,6 +122,11 @@ def _module(source: nn.Module, spec: str | None, example: Any) -> Built:
         )
     if spec is None:
         return Built(source, label, AS_IS)
+    if any("forward" in vars(m) for m in source.modules() if not isinstance(m, torch.jit.ScriptModule)):
+        raise SourceError(
+            f"{label} has a forward that was replaced on the object, so that a copy would still run the original's: "
+            "pass a function that makes it"
+        )
     try:
         module = copy.deepcopy(source, _computed_attributes(source))
     except Exception as error:

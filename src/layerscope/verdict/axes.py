@@ -18,6 +18,7 @@ from __future__ import annotations
 import itertools
 import math
 import operator
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from statistics import median
@@ -160,10 +161,18 @@ def backward_axis(profiles: Sequence[Profile], limits: Thresholds) -> Axis:
     return Axis("B", "good", ratio, spread, text)
 
 
+#: Norm classes whose statistics run over the samples of a batch.
+_OF_THE_BATCH = re.compile(r"(Sync|Ghost)?BatchNorm|VarianceNorm")
+
+
 def noise_axis(profiles: Sequence[Profile], limits: Thresholds) -> Axis:
     """Axis N: how much of a representation is the batch it happens to stand in?"""
     values = [p.batch_noise for p in profiles if p.batch_noise is not None]
     size = profiles[0].batch_size
+    alone = next((r for r in profiles[0].of("norm") if _OF_THE_BATCH.match(r.kind)), None)
+    if size == 1 and alone is not None:
+        text = "a batch norm over one sample is an instance norm in training, and evaluated with other statistics"
+        return Axis("N", "bad", None, None, text, alone.name)
     if not values:
         return Axis("N", "unknown", None, None, "batch noise was not measured")
     nu, spread = _over_seeds(values)

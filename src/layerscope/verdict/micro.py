@@ -37,11 +37,10 @@ def real_steps(model: nn.Module, data: Any, *, lr: float, steps: int = 20, **opt
             f"real steps need a positive learning rate and at least 2 of them; got lr={lr}, steps={steps}"
         )
     size = options.get("batch_size") or 0
+    loss, output = options.pop("loss", "cross_entropy"), options.pop("output", None)
+    options["step_fn"] = lambda net, batch: probe.loss(net, batch, loss=loss, output=output)
     if not isinstance(data, str | Spec | datasets.Dataset):
-        size = options.pop("batch_size", None) or 32
-        loss, output = options.pop("loss", "cross_entropy"), options.pop("output", None)
-        options["step_fn"] = lambda net, batch: probe.loss(net, batch, loss=loss, output=output)
-        data = datasets.repeated(data, size)
+        data = datasets.repeated(data, options.pop("batch_size", None) or 32)
     history = training.micro_train(model, data, lr=lr, steps=steps, **options)
     losses = tuple(history.losses)
     diverged = history.diverged or is_diverged(losses)

@@ -53,6 +53,8 @@ def judge(
     several = (profiles,) if isinstance(profiles, Profile) else tuple(profiles)
     if not several:
         raise ProbeError("judge needs at least one profile")
+    if wrong := [p for p in several if not isinstance(p, Profile)]:
+        raise ProbeError(f"judge takes profiles, as layerscope.profile gives them; got {type(wrong[0]).__name__}")
     if len({(p.source, p.norm, p.batch_size) for p in several}) > 1:
         raise ProbeError(
             "judge takes the profiles of one network and norm at several seeds; these are of different choices"
@@ -79,6 +81,7 @@ def judge(
             noise=n.level,
             cut=b.level == "bad" and b.value is None,
             shrinks=b.value is not None and b.value < 1,
+            cut=b.level == "bad" and b.value is None,
             tiny_sets=tiny,
             inactive=measure.inactive_branches(path),
             diverged=any(m.diverged for m in micro),

@@ -22,10 +22,18 @@ class Thresholds:
     growth_bad: float = 1.5
     """Doubling at every block gives 2."""
     growth_total: float = 20.0
-    """Last over first second moment that a few steps must show."""
+    """Last over first second moment that a few steps must show. A pre-LN transformer of four blocks grows by 4 to 6; two
+    towers read one after the other go up and down."""
     vanish_caution: float = 1e-2
     """Last over first second moment: zero padding alone costs an un-normalized 20-layer net a factor of 4e-3."""
     vanish_bad: float = 1e-4
+
+    jump_bad: float = 50.0
+    """One layer without a norm that multiplies the second moment by so much: an MLP of 6 layers with one weight ten
+    times too large (x100) learnt nothing in 60 steps at learning rate 0.1."""
+    drop_bad: float = 1e-3
+    """One that divides it by so much: with one weight 30 times too small (1e-3) the same net learnt half as much, with
+    100 times nothing."""
 
     jump_bad: float = 50.0
     """One layer without a norm that multiplies the second moment by so much: an MLP of 6 layers with one weight ten

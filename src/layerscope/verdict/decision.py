@@ -41,8 +41,6 @@ class Facts:
     """No gradient reaches some trainable layer."""
     shrinks: bool = False
     """The gradient gets smaller toward the input, not larger."""
-    cut: bool = False
-    """No gradient reaches a layer that could be trained."""
     tiny_sets: bool = False
     """Some statistic is taken over too few elements."""
     inactive: bool = False
@@ -65,8 +63,6 @@ def decide(facts: Facts) -> tuple[Label, Cause]:
         return "healthy", "steps learn"
     if facts.forward == "bad":
         return "fails", "forward"
-    if facts.cut:
-        return "fails", "backward"
     if facts.tiny_sets:
         return "unstable", "sets"
     if facts.diverged:

@@ -81,7 +81,6 @@ def judge(
             noise=n.level,
             cut=b.level == "bad" and b.value is None,
             shrinks=b.value is not None and b.value < 1,
-            cut=b.level == "bad" and b.value is None,
             tiny_sets=tiny,
             inactive=measure.inactive_branches(path),
             diverged=any(m.diverged for m in micro),

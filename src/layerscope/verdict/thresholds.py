@@ -22,8 +22,8 @@ class Thresholds:
     growth_bad: float = 1.5
     """Doubling at every block gives 2."""
     growth_total: float = 20.0
-    """Last over first second moment that a few steps must show. A pre-LN transformer of four blocks grows by 4 to 6; two
-    towers read one after the other go up and down."""
+    """Last over first second moment that a few steps must show. A pre-LN transformer of four blocks grows by 4 to 6;
+    two towers read one after the other go up and down."""
     vanish_caution: float = 1e-2
     """Last over first second moment: zero padding alone costs an un-normalized 20-layer net a factor of 4e-3."""
     vanish_bad: float = 1e-4

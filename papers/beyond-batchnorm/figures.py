@@ -52,11 +52,12 @@ def look(name: str, index: int) -> tuple[str, str]:
 def write(path: Path, panels: Sequence[Panel], columns: int = 4) -> None:
     """Draw panels in rows of ``columns`` into one SVG file."""
     names = list(dict.fromkeys(n for p in panels for n in p.lines))
+    legend = [] if all(p.dots for p in panels) else names
     columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)
     wide = LEFT + columns * (WIDTH + GAP)
     per_line = max(1, wide // 150)
-    tall = rows * (TOP + HEIGHT + 46) + 22 * (-(-len(names) // per_line)) + 10
+    tall = rows * (TOP + HEIGHT + 46) + 22 * (-(-len(legend) // per_line)) + 10
     out = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide} {tall}" font-family="sans-serif" '
         'font-size="11" fill="#1b1b1b">',
@@ -66,7 +67,7 @@ def write(path: Path, panels: Sequence[Panel], columns: int = 4) -> None:
         left, top = LEFT + (i % columns) * (WIDTH + GAP), TOP + (i // columns) * (TOP + HEIGHT + 46)
         out += _panel(panel, names, left, top)
     base = rows * (TOP + HEIGHT + 46) + 12
-    for i, name in enumerate(names):
+    for i, name in enumerate(legend):
         colour, dash = look(name, i)
         x, y = LEFT + (i % per_line) * 150, base + 22 * (i // per_line)
         out.append(f'<path d="M{x} {y}h26" stroke="{colour}" stroke-width="2" stroke-dasharray="{dash}"/>')
@@ -109,7 +110,13 @@ def _panel(panel: Panel, names: Sequence[str], left: float, top: float) -> list[
         colour, dash = look(name, names.index(name))
         placed = [at(x, y) for x, y in line if math.isfinite(x) and y == y]
         if panel.dots:
-            out += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}" opacity="0.8"/>' for x, y in placed]
+            for x, y in placed:
+                flip = x > left + 0.75 * WIDTH
+                out.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}" opacity="0.8"/>')
+                out.append(
+                    f'<text x="{x + (-5 if flip else 5):.1f}" y="{y + 2.5:.1f}" font-size="7" '
+                    f'text-anchor="{"end" if flip else "start"}">{html.escape(name)}</text>'
+                )
         elif placed:
             path = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
             out.append(

@@ -171,7 +171,7 @@ def similarity_panels(table: Rows) -> list[tuple[str, list[tuple[str, float, flo
             worst = max(float(r["init.cosine"]), float(r["init.cosine_pooled"]))
             title = f"{r['data'].split(':')[0]}, depth {r['depth']}, batch {r['batch_size']}, rate {r['lr']:g}"
             found.setdefault(title, []).append((r["norm"], worst, r["outcome.mean_accuracy"]))
-    return [(k, v) for k, v in found.items() if max(a for _, _, a in v) > 0.3]
+    return [(k, v) for k, v in found.items() if len(v) > 5 and max(a for _, _, a in v) > 0.3]
 
 
 def draw_similarity(table: Rows) -> None:
@@ -285,7 +285,8 @@ def _trade_off_claims(table: Rows) -> Iterable[Claim]:
     for r in table:
         size = {"layer": 512}.get(r["norm"]) or int(r["norm"].partition("size=")[2])
         best.setdefault((r["batch_size"], r["lr"]), []).append((r["outcome.mean_accuracy"], size))
-    full = {k: v for k, v in best.items() if len(v) == 7}
+    # where nothing gets clear of chance, the best size is noise
+    full = {k: v for k, v in best.items() if len(v) == 7 and max(v)[0] > 0.2}
     if full:
         chosen = {f"batch {b}, rate {lr:g}": max(v)[1] for (b, lr), v in sorted(full.items())}
         inside = [s for s in chosen.values() if s not in (1, 512)]

@@ -86,6 +86,8 @@ def test_what_is_missing_counts_as_average_and_what_is_broken_as_extreme():
 def test_no_rows():
     with pytest.raises(StudyError, match="no finished training"):
         fit([], ["forward scale"])
+    with pytest.raises(StudyError, match="did you mean 'place'"):
+        fit(table(law, 2), ["forward scale"], target="plac")
 
 
 def test_a_live_network_and_its_row_say_the_same():

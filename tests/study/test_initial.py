@@ -83,4 +83,4 @@ def test_depth_and_init_are_arguments_of_the_training_trial():
     )
     assert plain.state == deep.state == orthogonal.state == "done", (plain.trace, deep.trace, orthogonal.trace)
     assert deep.result["parameters"] > plain.result["parameters"] == orthogonal.result["parameters"]
-    assert orthogonal.result["losses"] != plain.result["losses"]
+    assert orthogonal.result["curve"] != plain.result["curve"]

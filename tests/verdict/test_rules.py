@@ -66,9 +66,12 @@ def test_a_linear_law_is_stable_however_long() -> None:
         assert verdict.label == "healthy", verdict.reason
 
 
-def test_four_blocks_that_double_fail_and_four_that_add_do_not() -> None:
-    assert judge(residual([1.0, 2.0, 4.0, 8.0]), analytic=False).label == "fails"
-    assert judge(residual([1.0, 2.0, 3.0, 4.0]), analytic=False).label == "healthy"
+def test_five_blocks_that_double_fail_and_five_that_add_do_not() -> None:
+    assert judge(residual([1.0, 2.0, 4.0, 8.0, 16.0]), analytic=False).label == "fails"
+    assert judge(residual([1.0, 2.0, 3.0, 4.0, 5.0]), analytic=False).label == "healthy"
+    # too few to show a law, and too little growth to do harm
+    assert judge(residual([1.0, 2.0, 4.0, 8.0]), analytic=False).label == "healthy"
+    assert judge(residual([1.0, 4.0, 16.0, 64.0]), analytic=False).label == "fails"
 
 
 @settings(deadline=None, max_examples=30)

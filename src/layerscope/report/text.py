@@ -51,6 +51,10 @@ def comparison_text(result: Comparison) -> Lines:
         style="dim",
     )
     micro = next((c.verdict.micro for c in choices if c.verdict.micro), ())
+    scored = [f"{c.norm} {c.verdict.score:.2f}" for c in choices if c.verdict.score is not None]
+    if len(scored) > 1:
+        listed = ", ".join(scored)
+        out.paragraph(f"Learned score, 0 to 1: {listed}. It orders choices that share a verdict.", style="dim")
     judged = [c.verdict.label for c in choices if c.verdict.track_record]
     if judged:
         out.paragraph(evidence.track_records(judged, "micro" if micro else "init"), style="dim")

@@ -10,12 +10,12 @@ Three ways of fitting share one formula, so that they can be compared on the dev
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from layerscope.errors import StudyError
+from layerscope.errors import StudyError, did_you_mean
 from layerscope.study.scoring import Entry
 from layerscope.study.statistics import ranks
 from layerscope.verdict.foresight import Foresight, design
@@ -37,10 +37,12 @@ def fit(
         chance: accuracy of guessing.
 
     Raises:
-        StudyError: no rows.
+        StudyError: no rows, or an unknown target.
     """
     if not rows:
         raise StudyError("there is no finished training to fit")
+    if target not in get_args(Target):
+        raise StudyError(f"nothing to fit called {target!r}: {did_you_mean(str(target), get_args(Target))}")
     raw = np.array([[np.nan if v is None else v for v in line] for line in design([e.row for e in rows], terms)])
     centres = np.nan_to_num(np.nanmean(np.where(np.isnan(raw).all(0), 0.0, raw), axis=0))
     scales = np.nan_to_num(np.nanstd(np.where(np.isnan(raw).all(0), 0.0, raw), axis=0))

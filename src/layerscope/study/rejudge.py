@@ -12,10 +12,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 from layerscope.verdict.decision import Facts, decide, forward_level
-from layerscope.verdict.early import is_diverged, is_stuck
+from layerscope.verdict.early import is_diverged, is_learning, is_stuck
 from layerscope.verdict.features import number
 from layerscope.verdict.thresholds import DEFAULT, Thresholds
 from layerscope.verdict.types import Label, Level
+
+#: Classes of the data sets that are bundled or known by name for studies (digits, Fashion-MNIST, CIFAR-10).
+CLASSES = 10
 
 #: Cut-off on the growth factor at the time of the run: a larger factor without a bad level was not exponential.
 _GROWTH_THEN = 1.5
@@ -45,7 +48,13 @@ def rejudge(row: Mapping[str, Any], limits: Thresholds = DEFAULT) -> tuple[Label
     losses = [float(v) for v in _series(row, "micro.losses")]
     if not losses:
         return decide(facts)[0], decide(facts)[0]
-    seen = Facts(**{**vars(facts), "diverged": is_diverged(losses, limits), "stuck": is_stuck(losses, limits)})
+    lost = is_diverged(losses, limits)
+    steps = {
+        "diverged": lost,
+        "learns": not lost and is_learning(losses, limits, classes=CLASSES),
+        "stuck": is_stuck(losses, limits),
+    }
+    seen = Facts(**{**vars(facts), **steps})
     return decide(facts)[0], decide(seen)[0]
 
 
@@ -69,7 +78,7 @@ def _forward(row: Mapping[str, Any], limits: Thresholds) -> Level:
     if len(ms) < 2 or ms[0] <= 0:
         return stored
     exponential = stored == "bad" or factor <= _GROWTH_THEN
-    return forward_level(factor, exponential, max(ms) / ms[0], ms[-1] / ms[0], limits)
+    return forward_level(factor, exponential, ms[-1] / ms[0], len(ms), limits)
 
 
 def _level(row: Mapping[str, Any], axis: str) -> Level:

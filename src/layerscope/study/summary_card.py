@@ -95,6 +95,7 @@ def scorecard(study: Study, table: Sequence[Mapping[str, Any]], *, part: str = "
     learned: dict[str, dict[str, Score]] = {"init": {}, "micro": {}}
     for name, formula in fitted.scores.items():
         title, _, kind = name.partition(" ")
+        title = {"probe": "learned, probe only"}.get(title, title)
         learned[kind][title if kind == "init" else f"{title} with steps"] = lambda entry, f=formula: f.expected(
             entry.row
         )  # type: ignore[misc]

@@ -52,8 +52,7 @@ def forward_axis(profiles: Sequence[Profile], limits: Thresholds) -> Axis:
         culprit, ratio = jump
         text = f"one layer, {culprit}, changes the second moment x{_number(ratio)} and nothing takes that back ({path})"
         return Axis("F", "bad", factor, spread, text, culprit)
-    largest = median(max(s) / s[0] if s[0] > 0 else math.inf for s in series)
-    level = forward_level(factor, is_exponential(t), largest, kept, limits)
+    level = forward_level(factor, is_exponential(t), kept, len(ms), limits)
     if level == "bad" and factor > limits.growth_bad and not kept <= limits.vanish_bad:
         where = _first_beyond(profiles[0], t, 10.0)
         text = f"activations explode: x{factor:.2f} per {t.unit} ({path})"

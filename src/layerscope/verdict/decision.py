@@ -12,8 +12,21 @@ from layerscope.verdict.thresholds import Thresholds
 from layerscope.verdict.types import Label, Level
 
 Cause = Literal[
-    "forward", "sets", "noise", "steps diverged", "backward", "steps stuck", "informative", "none", "unknown"
+    "forward",
+    "sets",
+    "noise",
+    "steps diverged",
+    "steps learn",
+    "backward",
+    "steps stuck",
+    "informative",
+    "none",
+    "unknown",
 ]
+
+
+#: Steps from which on growth may be read as a law.
+LONG = 5
 
 
 @dataclass(frozen=True)
@@ -24,30 +37,34 @@ class Facts:
     informative: Level
     backward: Level
     noise: Level
+    cut: bool = False
+    """No gradient reaches some trainable layer."""
     shrinks: bool = False
     """The gradient gets smaller toward the input, not larger."""
-    cut: bool = False
-    """No gradient reaches a layer that could be trained."""
     tiny_sets: bool = False
     """Some statistic is taken over too few elements."""
     inactive: bool = False
     """Residual branches add nothing yet, so what they will do cannot be seen."""
     diverged: bool = False
     """Real steps diverged."""
+    learns: bool = False
+    """Real steps brought the loss well down."""
     stuck: bool = False
     """Real steps did not bring the loss down."""
 
 
 def decide(facts: Facts) -> tuple[Label, Cause]:
     """The label and what decided it; the first rule that matches wins."""
-    if facts.forward == "bad":
-        return "fails", "forward"
     if facts.cut:
         return "fails", "backward"
+    if facts.noise == "bad" and (facts.forward != "bad" or facts.learns):
+        return "unstable", "noise"  # a matter of evaluation, which real training steps do not show
+    if facts.learns:
+        return "healthy", "steps learn"
+    if facts.forward == "bad":
+        return "fails", "forward"
     if facts.tiny_sets:
         return "unstable", "sets"
-    if facts.noise == "bad":
-        return "unstable", "noise"
     if facts.diverged:
         return "unstable", "steps diverged"
     if facts.backward == "bad":
@@ -63,17 +80,21 @@ def decide(facts: Facts) -> tuple[Label, Cause]:
     return "healthy", "none"
 
 
-def forward_level(factor: float, exponential: bool, largest: float, kept: float, limits: Thresholds) -> Level:
+def forward_level(factor: float, exponential: bool, kept: float, steps: int, limits: Thresholds) -> Level:
     """The level of axis F.
+
+    Growth counts as an explosion only if the end of the main path is beyond its start: several branches, read one after
+    the other, go up and down, and a few steps have to show more than many, for they cannot show a law.
 
     Args:
         factor: growth of the second moment per step, over the tail of every stage.
         exponential: the growth follows an exponential better than a straight line.
-        largest: largest second moment over the first.
         kept: last second moment over the first.
+        steps: values that it was read from.
         limits: the cut-offs.
     """
-    if factor > limits.growth_bad and exponential and not largest < limits.growth_total:
+    lasting = steps >= LONG and kept > 0 and kept ** (1 / (steps - 1)) > limits.growth_caution
+    if factor > limits.growth_bad and exponential and (not kept < limits.growth_total or lasting):
         return "bad"
     if not kept > limits.vanish_bad:
         return "bad"

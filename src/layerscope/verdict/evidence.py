@@ -40,7 +40,8 @@ class Evidence:
     """The contents of the data file."""
 
     scores: Mapping[str, Foresight] = field(default_factory=dict)
-    """``learned init``, ``learned micro``: the fitted formulas."""
+    """The fitted formulas: ``probe init`` sees the probe alone, ``learned init`` the learning rate and the curvature
+    too, ``learned micro`` the probe and real steps; ``risk init`` and ``risk micro`` are fitted to failing alone."""
     rates: Mapping[str, Mapping[str, HitRate]] = field(default_factory=dict)
     """By basis (``init``, ``micro``) and label."""
     summary: Mapping[str, Any] = field(default_factory=dict)

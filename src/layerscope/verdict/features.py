@@ -29,7 +29,7 @@ def features(
     Args:
         profile: at initialization.
         lr: the learning rate of the training that is foreseen.
-        classes: of the data.
+        classes: of the data; outputs of the classifier if not given.
         curvature: of the same network.
         micro: real steps of the same network at ``lr``.
     """
@@ -38,7 +38,12 @@ def features(
         found |= {f"init.{k}": v for k, v in asdict(curvature).items()}
     if micro is not None:
         found |= {f"micro.{k}": v for k, v in micro_features(micro).items()}
-    return found | {"lr": lr, "batch_size": profile.batch_size, "classes": classes}
+    return found | {"lr": lr, "batch_size": profile.batch_size, "classes": classes or outputs(profile)}
+
+
+def outputs(profile: Profile) -> int | None:
+    """Outputs of the classifier."""
+    return next((r.shape[-1] for r in profile.records if r.name == profile.classifier and r.shape), None)
 
 
 def init_features(profile: Profile) -> dict[str, float | None]:

@@ -6,7 +6,6 @@ looks mid-table can need warm-up (Filter Response Norm). Ten to twenty steps tel
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from torch import nn
@@ -15,10 +14,9 @@ from layerscope import data as datasets
 from layerscope import probe, training
 from layerscope.errors import TrainingError
 from layerscope.spec import Spec
+from layerscope.verdict.early import is_diverged
+from layerscope.verdict.thresholds import DEFAULT
 from layerscope.verdict.types import MicroTrain
-
-#: A loss above this multiple of the first one counts as diverging, even if it is finite.
-WORSE = 1.5
 
 
 def real_steps(model: nn.Module, data: Any, *, lr: float, steps: int = 20, **options: Any) -> MicroTrain:
@@ -45,11 +43,10 @@ def real_steps(model: nn.Module, data: Any, *, lr: float, steps: int = 20, **opt
         data = datasets.repeated(data, options.pop("batch_size", None) or 32)
     history = training.micro_train(model, data, lr=lr, steps=steps, **options)
     losses = tuple(history.losses)
-    tail = sum(losses[-3:]) / len(losses[-3:])
-    diverged = history.diverged or not math.isfinite(tail) or tail > WORSE * losses[0]
+    diverged = history.diverged or is_diverged(losses)
     first = (
         history.diverged_at
         if history.diverged
-        else next((i for i, v in enumerate(losses) if v > WORSE * losses[0]), None)
+        else next((i for i, v in enumerate(losses) if v > DEFAULT.steps_worse * losses[0]), None)
     )
     return MicroTrain(lr, steps, history.batch_size or size, losses, diverged, first if diverged else None)

@@ -10,6 +10,8 @@ from layerscope.verdict import axes as measure
 from layerscope.verdict import evidence
 from layerscope.verdict.analytic import analytic_route
 from layerscope.verdict.decision import Cause, Facts, decide
+from layerscope.verdict.early import is_learning, is_stuck
+from layerscope.verdict.features import features, outputs
 from layerscope.verdict.remedies import remedies
 from layerscope.verdict.sets import smallest_set
 from layerscope.verdict.thresholds import DEFAULT, Thresholds
@@ -31,7 +33,8 @@ def judge(
     1. not finite, or the second moment grows exponentially or vanishes, or the gradient is cut off -> ``fails``
     2. batch noise above its limit, or statistics over three elements or fewer -> ``unstable``
     3. the scale-free gradient explodes toward the input -> ``unstable``; vanishes -> ``very slow``
-       (a few real steps that diverged also make it ``unstable``; whose loss did not fall, ``very slow``)
+       (a few real steps that diverged also make it ``unstable``; whose loss did not fall, ``very slow``; whose loss
+       fell by 30 % make it ``healthy``, whatever initialization looked like, unless the batch noise is bad)
     4. samples cannot be told apart at the classifier -> ``very slow`` or ``slow``
     5. otherwise ``healthy``
 
@@ -69,18 +72,21 @@ def judge(
     tiny = smallest is not None and smallest[0] <= thresholds.smallest_set
     route: Analytic | None = analytic_route(several, path) if analytic else None
 
+    classes = outputs(several[0])
     label, cause = decide(
         Facts(
             forward=f.level,
             informative=i.level,
             backward=b.level,
             noise=n.level,
-            shrinks=b.value is not None and b.value < 1,
             cut=b.level == "bad" and b.value is None,
+            shrinks=b.value is not None and b.value < 1,
             tiny_sets=tiny,
             inactive=measure.inactive_branches(path),
             diverged=any(m.diverged for m in micro),
-            stuck=bool(micro) and max(m.drop for m in micro) <= 0,
+            learns=bool(micro)
+            and all(is_learning(m.losses, thresholds, classes=classes) and not m.diverged for m in micro),
+            stuck=bool(micro) and all(is_stuck(m.losses, thresholds) for m in micro),
         )
     )
     if label == "unknown":
@@ -97,7 +103,23 @@ def judge(
         advice = (f"lower the learning rate below {micro[0].lr:g}, or warm it up", *advice)[:5]
     # how often the package's own cut-offs were right says nothing about other ones
     record = evidence.track_record(label, "micro" if micro else "init") if thresholds == DEFAULT else ""
-    return Verdict(label, found, _sentence(reason) + second, advice, where, route, record, tuple(micro))
+    score = learned_score(several, micro)
+    return Verdict(label, found, _sentence(reason) + second, advice, where, route, record, tuple(micro), score)
+
+
+def learned_score(profiles: Sequence[Profile], micro: Sequence[MicroTrain] = ()) -> float | None:
+    """The published learned score of a choice, mean over its seeds; None where none is published.
+
+    Args:
+        profiles: of one network and norm.
+        micro: real steps, one for each profile, or none.
+    """
+    formula = evidence.load().scores.get("learned micro" if micro else "probe init")
+    if formula is None:
+        return None
+    steps = list(micro) if len(micro) == len(profiles) else [micro[0] if micro else None] * len(profiles)
+    rows = [features(p, lr=m.lr if m else None, micro=m) for p, m in zip(profiles, steps, strict=True)]
+    return sum(formula.expected(row) for row in rows) / len(rows)
 
 
 def _why(
@@ -112,6 +134,9 @@ def _why(
         return _diverged(micro), None
     if cause == "steps stuck":
         return "the first steps do not learn", None
+    if cause == "steps learn":
+        doubts = [a.text for a in axes if a.level == "bad"]
+        return "; ".join(["the first steps learn", *(f"although {d}" for d in doubts)]), None
     if cause == "backward" and b.value is not None and not b.value < 1:
         return f"{b.text}: a normal learning rate is too high", b.where
     axis = {"forward": f, "noise": n, "backward": b, "informative": i}.get(cause)

@@ -82,6 +82,8 @@ class Verdict(Shown):
     """How often verdicts of this kind were right on trainings held out from their making; empty if not measured."""
     micro: tuple[MicroTrain, ...] = ()
     """A few real steps per seed, where they were asked for."""
+    score: float | None = None
+    """Learned score, 0 (will learn nothing) to 1: orders choices with one label; None where none is published."""
 
     @classmethod
     def unknown(cls, reason: str) -> Verdict:
@@ -126,5 +128,5 @@ class Comparison(Shown):
         raise KeyError(norm)
 
     def ranking(self) -> tuple[Choice, ...]:
-        """The choices, best verdict first; within a label in the order asked for."""
-        return tuple(sorted(self.choices, key=lambda c: LABELS.index(c.verdict.label)))
+        """The choices, best verdict first; within a label by the learned score, or in the order asked for."""
+        return tuple(sorted(self.choices, key=lambda c: (LABELS.index(c.verdict.label), -(c.verdict.score or 0.0))))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from layerscope import norms
-from layerscope.errors import SpecError
+from layerscope import norms, sources, surgery
+from layerscope.errors import SpecError, SwapError
 from layerscope.norms import ChannelMixtureNorm, MixtureNorm, ModeNorm, NormInputError
 from layerscope.norms.mixture_math import Mixture, floored
 
@@ -363,3 +364,46 @@ def test_mixture_is_what_it_says_in_the_list() -> None:
     assert made.uses_batch
     assert "k=5" in repr(made.norm(8))
     assert isinstance(made.norm(8).mixture, Mixture)
+
+
+@pytest.mark.parametrize(
+    ("where", "chosen"),
+    [
+        ("2nd", [1]), ("first", [0]), ("last", [4]), ("0", [0]), ("0+2", [0, 2]), ("-1", [4]), ("block1.*", [1, 2]),
+        ("1st+block2.1", [0, 4]), ("all", [0, 1, 2, 3, 4]),
+    ],
+)  # fmt: skip
+def test_a_spec_can_name_its_places(where: str, chosen: list[int]) -> None:
+    def block(i: int) -> nn.Sequential:
+        return nn.Sequential(nn.BatchNorm2d(4), nn.BatchNorm2d(4)) if i else nn.Sequential(nn.BatchNorm2d(4))
+
+    net = nn.Sequential()
+    for i in range(3):
+        net.add_module(f"block{i}", block(i))
+    surgery.plan_swap(net, f"mixture:k=2,where={where}").apply()
+    kinds = [type(m) for m in net.modules() if isinstance(m, nn.BatchNorm2d | MixtureNorm)]
+    assert [i for i, kind in enumerate(kinds) if kind is MixtureNorm] == chosen
+    assert net(torch.randn(3, 4, 2, 2)).shape == (3, 4, 2, 2)
+
+
+def test_places_by_stage_in_a_named_network() -> None:
+    built = sources.build("resnet20", "mixture:k=2,where=stage:2", in_shape=(3, 16, 16))
+    assert built.norm == "mixture:k=2,where=stage:2"
+    found = [name for name, m in built.module.named_modules() if isinstance(m, MixtureNorm)]
+    assert 0 < len(found) < len([m for m in built.module.modules() if isinstance(m, norms.BatchNorm)])
+    assert built.plan is not None
+    assert {s.stage for s in built.plan.swapped} == {2}
+
+
+@pytest.mark.parametrize(
+    ("act", "error", "said"),
+    [
+        (lambda: norms.build("mixture:where=2nd", 4), SpecError, "names places in a network"),
+        (lambda: surgery.plan_swap(nn.BatchNorm2d(4), "mixture:where=2nd", only=0), SwapError, "give one of them"),
+        (lambda: surgery.plan_swap(nn.Sequential(nn.BatchNorm2d(4)), "mixture:where=2nd"), SwapError, "1 norms"),
+        (lambda: surgery.plan_swap(nn.Sequential(nn.BatchNorm2d(4)), "mixture:where=stem"), SwapError, "fits no norm"),
+    ],
+)
+def test_wrong_places_are_explained(act: Callable[[], object], error: type[Exception], said: str) -> None:
+    with pytest.raises(error, match=said):
+        act()

@@ -24,6 +24,8 @@ _MOMENTUM = Param("momentum", "float", 0.1, "weight of the newest batch in runni
 _SIZE = Param("size", "int", None, "channels a group", low=1)
 _GROUPS = Param("groups", "int", None, "number of groups", low=1)
 _ALPHA = Param("alpha", "float", 0.5, "initial slope at zero", above=0)
+#: Says something of the whole network, so no layer takes it; surgery does.
+_WHERE = Param("where", "str", "all", "which norms are replaced: 2nd, last, 0+3, stage:1 or layer1.*", slots=())
 _UNBIASED = Param("unbiased", "bool", False, "divide by m - 1, as the code of arXiv 2106.05956 does")
 
 CATALOG: tuple[NormInfo, ...] = (
@@ -31,7 +33,7 @@ CATALOG: tuple[NormInfo, ...] = (
     NormInfo(
         "batch",
         "batch normalization: per channel, over samples and positions",
-        (_EPS, _MOMENTUM, _AFFINE, Param("gain", "float", 1.0, "initial weight")),
+        (_EPS, _MOMENTUM, _AFFINE, Param("gain", "float", 1.0, "initial weight"), _WHERE),
         ("bn", "batchnorm", "batch_norm", "batchnorm2d"),
         "Ioffe & Szegedy 2015, arXiv 1502.03167",
         norm=_HERE + "batch:BatchNorm",
@@ -277,6 +279,7 @@ CATALOG: tuple[NormInfo, ...] = (
             _MOMENTUM,
             _EPS,
             Param("seed", "int", 0, "of the seeding's own random generator"),
+            _WHERE,
         ),
         ("mn", "mixturenorm"),
         "Kalayeh & Shah 2018, arXiv 1806.02892",
@@ -286,7 +289,7 @@ CATALOG: tuple[NormInfo, ...] = (
     NormInfo(
         "mode",
         "Mode Normalization: a learned gate chooses among several batch statistics",
-        (Param("k", "int", 2, "modes", low=1), _MOMENTUM, _EPS),
+        (Param("k", "int", 2, "modes", low=1), _MOMENTUM, _EPS, _WHERE),
         ("modenorm",),
         "Deecke, Murray & Bilen 2019, arXiv 1810.05466",
         norm=_HERE + "mode:ModeNorm",

@@ -234,6 +234,8 @@ class MixtureNorm(ChannelNorm):
         return weight, bias
 
     def _require_finite(self, value: Tensor) -> None:
+        if value.is_cuda and torch.cuda.is_current_stream_capturing():
+            return  # into a CUDA graph: nothing may wait for the device
         if not bool(torch.isfinite(value)):
             self._refuse_infinite()
 

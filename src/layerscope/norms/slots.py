@@ -35,11 +35,16 @@ class Recipe:
         """The norm slot; an identity for ``none``, for norms of weights and for EvoNorm.
 
         Raises:
-            SpecError: fewer than one channel, or channels that the groups do not divide.
+            SpecError: fewer than one channel, channels that the groups do not divide, or a spec with ``where``.
         """
         from torch import nn
 
         self._check(channels)
+        if self.where is not None:
+            raise SpecError(
+                f"{self.spec} names places in a network, and this is one layer: hand it to surgery.plan_swap, "
+                "sources.build or layerscope compare"
+            )
         if self.info.norm is None:
             return nn.Identity()
         try:
@@ -69,6 +74,16 @@ class Recipe:
         if self.info.weight is None:
             return layer
         return cast("M", load(self.info.weight)(layer, **self._kwargs("weight")))
+
+    @property
+    def where(self) -> str | None:
+        """The places in a network that the spec names (``mixture:k=3,where=2nd``); None for all."""
+        given = self.spec.kwargs.get("where", "all")
+        return None if given == "all" or self.info.param("where") is None else str(given)
+
+    def everywhere(self) -> Recipe:
+        """The same choice without its places."""
+        return Recipe(Spec(self.spec.name, tuple(p for p in self.spec.params if p[0] != "where")), self.info)
 
     @property
     def needs_bias(self) -> bool:

@@ -107,7 +107,11 @@ def _named(text: str, spec: str | None, shape: tuple[int, ...] | None, classes: 
         if head.lower() in nets.names():
             raise
         raise SourceError(f"no network {text!r}: expected {_FORMS}; {did_you_mean(head, nets.names())}") from error
-    module = nets.build(text, spec or "batch", in_shape=shape or (3, 32, 32), classes=classes, seed=seed)
+    shape = shape or (3, 32, 32)
+    if _has_places(spec):
+        made = nets.build(text, "batch", in_shape=shape, classes=classes, seed=seed)
+        return _swapped(made, text, spec, _example(example, shape), ["batch norm in the other places"])
+    module = nets.build(text, spec or "batch", in_shape=shape, classes=classes, seed=seed)
     return Built(module, text, AS_IS if spec is None else spec)
 
 
@@ -153,16 +157,20 @@ def _factory(
 ) -> Built:
     offers: dict[str, Any] = {"classes": classes}
     if spec is not None:
-        offers["norm"] = spec
+        offers["norm"] = "batch" if _has_places(spec) else spec
     if shape is not None:
         offers["in_shape"] = shape
     module, taken = factories.call(factory, what, offers)
-    if spec is not None and "norm" in taken:
+    if spec is not None and "norm" in taken and not _has_places(spec):
         return Built(module, what, spec, ("the norm was handed to the factory",))
     if spec is not None and module in _given_out:
         raise SourceError(f"{what} returned the same network twice: it must make a new one whenever it is called")
     _given_out.add(module)
     return _swapped(module, what, spec, _example(example, shape), [])
+
+
+def _has_places(spec: str | None) -> bool:
+    return spec is not None and norms.recipe(spec).where is not None
 
 
 def _example(example: Any, shape: tuple[int, ...] | None) -> Any:

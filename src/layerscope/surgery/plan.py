@@ -20,7 +20,7 @@ from layerscope.surgery.neighbours import Neighbours
 from layerscope.surgery.optimiser import Succession, repoint
 from layerscope.surgery.planner import Change, Decision, Indivisible, Planner
 from layerscope.surgery.primitive import Exchange, exchange, refuse_wrapped
-from layerscope.surgery.select import Only, select
+from layerscope.surgery.select import Only, places, select
 from layerscope.surgery.sites import Site, Status
 from layerscope.surgery.table import plan_table
 from layerscope.surgery.trace import FUNCTIONAL_NORMS, Flow, trace
@@ -154,7 +154,7 @@ def plan_swap(
 
     Args:
         model: any module; the network itself may be a norm.
-        spec: a norm choice, such as ``group:size=8``.
+        spec: a norm choice, such as ``group:size=8``; ``mixture:k=3,where=2nd`` names its places itself.
         example: one small batch that runs through the network: a tensor, a tuple of positional arguments or a dict of
             keyword arguments. It is run once in eval mode; nothing changes.
         only: which sites: a path pattern (``layer1.*``), ``stage:2``, indices, a list of these, or a function
@@ -177,6 +177,10 @@ def plan_swap(
     """
     refuse_wrapped(model)
     recipe = norms.recipe(spec)
+    if recipe.where is not None:
+        if only is not None:
+            raise SwapError(f"{recipe.spec} names its places, and so does only={only!r}: give one of them")
+        recipe, only = recipe.everywhere(), places(recipe.where)
     if indivisible not in ("nearest", "refuse"):
         raise SwapError(f"indivisible must be 'nearest' or 'refuse', got {indivisible!r}")
     paths = _paths(model)

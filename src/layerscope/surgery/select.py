@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 
@@ -9,6 +10,26 @@ from layerscope.errors import SwapError, did_you_mean
 from layerscope.surgery.sites import Site
 
 Only = str | int | Iterable[str | int] | Callable[[Site], bool] | None
+
+
+def places(where: str) -> list[str | int]:
+    """What ``where=`` of a norm spec says, as an ``only=``: parts joined by ``+``.
+
+    A part is an ordinal (``1st``, ``2nd``, ``last``), a number counted from 0, ``stage:2``, or a path pattern.
+
+    >>> places("2nd+last+layer1.*")
+    [1, -1, 'layer1.*']
+    """
+    return [_place(part.strip()) for part in where.split("+")]
+
+
+def _place(part: str) -> str | int:
+    if part in ("first", "last"):
+        return 0 if part == "first" else -1
+    ordinal = re.fullmatch(r"([1-9]\d*)(st|nd|rd|th)", part)
+    if ordinal:
+        return int(ordinal.group(1)) - 1
+    return int(part) if re.fullmatch(r"-?\d+", part) else part
 
 
 def select(sites: Sequence[Site], only: Only) -> set[int]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from layerscope.probe.network import Network
-from layerscope.probe.noise import quiet_dropout
+from layerscope.probe.noise import quiet_dropout, thinned
 from layerscope.probe.outputs import first_tensor
 from layerscope.probe.state import Generators
 from layerscope.quantities.draws import Draws
@@ -23,6 +23,8 @@ DRAWS = 8
 class OwnNoise:
     """What several draws of one batch gave."""
 
+    variance: float
+    """Variance of the thinned classifier input over draws, summed over features."""
     ratio: float
     """Variance of the classifier input over draws / variance of its expectation over samples."""
     cosine: float
@@ -67,13 +69,13 @@ def own_noise(network: Network, read: Callable[[], Tensor | None], last_map: nn.
                 z = read()
                 if z is None or len(z) < 2:
                     return None
-                pooled.add(z)
+                pooled.add(thinned(z))
     finally:
         before.restore()
         if handle is not None:
             handle.remove()
     cosine = pooled.cosine()
-    return OwnNoise(pooled.noise_ratio(), cosine, maps.cosine() if maps.count == DRAWS else cosine)
+    return OwnNoise(pooled.noise(), pooled.noise_ratio(), cosine, maps.cosine() if maps.count == DRAWS else cosine)
 
 
 @contextmanager

@@ -56,7 +56,7 @@ class Passes:
         self._weights = [id(p) in weights for p in self.trainable]
         self._grad_norms: dict[int, float] = defaultdict(float)
         self.stochastic: bool | None = None
-        self.own_noise = 0.0
+        self.own_variance = 0.0
 
     def chunk(self, x: Any, y: Any, samples: int) -> Chunk:
         """One training batch forward and backward."""
@@ -112,7 +112,7 @@ class Passes:
             own = own_noise(self.network, read, maps[-1].trace.module if maps else None)
         if own is None:
             return {}
-        self.own_noise = own.ratio
+        self.own_variance = own.variance
         return {"own noise": own.ratio, "cosine": own.cosine, "unpooled": own.unpooled}
 
     def _second_look(self, sites: list[Site], x: Any, samples: int, generators: Generators) -> list[Site]:
@@ -180,8 +180,8 @@ class Passes:
 
             generator = torch.Generator().manual_seed(seed or 0)
             try:
-                nu = measure_batch_noise(read, data.samples, data.size, generator, self.network.dtype)
-                return max(0.0, nu - self.own_noise) if nu else nu
+                sizes = (data.samples, data.size)
+                return measure_batch_noise(read, *sizes, generator, self.network.dtype, self.own_variance)
             except ProbeError as error:
                 self.notes.append(str(error))
                 return None

@@ -34,6 +34,14 @@ class Draws:
         noise = (self._squares / self.count - mean.square().sum(1)).clamp_min(0) * self.count / (self.count - 1)
         return mean, noise
 
+    def noise(self) -> float:
+        """Variance over draws, summed over features, mean over samples; unbiased.
+
+        Raises:
+            ValueError: fewer than two draws.
+        """
+        return float(self._parts()[1].mean())
+
     def noise_ratio(self) -> float:
         """Noise over signal: 0 without noise, infinite where samples do not differ in expectation.
 

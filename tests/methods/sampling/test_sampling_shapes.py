@@ -197,7 +197,9 @@ class TestWaysOfRunning:
                     with seeded(twin, 2):
                         assert torch.equal(twin(z), want)
 
-    @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # what torch.compile does itself
+    @pytest.mark.filterwarnings(
+        "ignore:.*should not be instantiated:DeprecationWarning"
+    )  # what torch.compile does itself
     def test_compiled_without_a_break(self):
         torch.manual_seed(0)
         net = nn.Sequential(SamplingConv2d(4, 6, 3, padding=1), nn.Flatten(), SamplingLinear(96, 8))

@@ -49,7 +49,11 @@ def best(rows: list[Row]) -> list[Row]:
     """The rows of the learning rate that does best on the held-back images, among those with the most seeds."""
     rates = _by(rows, ("lr",)).values()
     most = max(map(len, rates))
-    return max((r for r in rates if len(r) == most), key=lambda r: statistics.mean(x["accuracy_held_back"] for x in r))
+    return max((r for r in rates if len(r) == most), key=_held_back)
+
+
+def _held_back(rows: list[Row]) -> float:
+    return statistics.mean(r.get("accuracy_held_back", 0.0) for r in rows)
 
 
 def label(kind: str, target: float, copies: int, among: list[Row]) -> str:
@@ -75,8 +79,8 @@ def _line(name: str, rows: list[Row]) -> str:
         return cell(lambda r: 100 * r[key] if key in r else None, 1)
 
     cells = [percent(k) for k in ("accuracy", "accuracy_one_pass", "ece")]
-    cells += [cell(lambda r: r["nll"], 3), percent("accuracy_random_gain")]
-    cells += [cell(lambda r, k=k: r["auroc"][k], 2) for k in ("rotated", "permuted", "other")]
+    cells += [cell(lambda r: r.get("nll"), 3), percent("accuracy_random_gain")]
+    cells += [cell(lambda r, k=k: r["auroc"].get(k), 2) for k in ("rotated", "permuted", "other")]
     return f"| {name} | {len(rows)} | {rows[0]['lr']:g} | " + " | ".join(cells) + " |"
 
 
@@ -88,8 +92,10 @@ def _details(name: str, rows: list[Row]) -> list[str]:
         f"{s}: {spread([100 * r['by_passes'][s]['accuracy'] for r in rows], 1)} / "
         f"{spread([100 * r['by_passes'][s]['ece'] for r in rows], 1)} / "
         f"{spread([r['by_passes'][s]['nll'] for r in rows], 3)}"
-        for s in rows[0]["by_passes"]
+        for s in rows[0].get("by_passes", ())
     ]
+    if not passes:
+        return [f"{name}, fixed-point weights, accuracy % at 10 passes: {', '.join(bits)}."]
     return [
         f"{name}, fixed-point weights, accuracy % at 10 passes: {', '.join(bits)}.",
         "",
@@ -104,7 +110,7 @@ def _gap(chosen: dict[tuple[Any, ...], list[Row]]) -> list[str]:
     ours = [r for (kind, *_), r in chosen.items() if kind == "nsm"]
     if norm is None or not ours:
         return []
-    top = max(ours, key=lambda r: statistics.mean(x["accuracy_held_back"] for x in r))
+    top = max(ours, key=_held_back)
     gap = 100 * (statistics.mean(r["accuracy"] for r in norm) - statistics.mean(r["accuracy"] for r in top))
     return [f"nsm is {gap:.1f} points below relu, batch norm." if gap > 0 else f"nsm is {-gap:.1f} points above it."]
 

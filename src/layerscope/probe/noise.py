@@ -20,7 +20,12 @@ ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-6}
 
 
 def measure_batch_noise(
-    readout: Callable[[Tensor], Tensor], samples: int, size: int, generator: torch.Generator, dtype: torch.dtype
+    readout: Callable[[Tensor], Tensor],
+    samples: int,
+    size: int,
+    generator: torch.Generator,
+    dtype: torch.dtype,
+    own: float = 0.0,
 ) -> float:
     """Nu of ``readout`` at batch size ``size``.
 
@@ -34,6 +39,7 @@ def measure_batch_noise(
         size: B.
         generator: draws the batches.
         dtype: of the network, for the size of its rounding.
+        own: variance of the (thinned) readout over the network's own random draws, summed over features.
     """
     if size < 2 or samples < 2:
         return 0.0
@@ -44,14 +50,19 @@ def measure_batch_noise(
     anchors: list[Tensor] = []
     for i, draw in enumerate(draws):
         z = readout(draw)
-        z = z[:, :: -(-z.shape[1] // MOST_FEATURES)].double().cpu()
+        z = thinned(z).double().cpu()
         # copies of one sample in one batch are one view of it: they share their companions
         first = torch.tensor([int((draw[:j] == draw[j]).any()) == 0 for j in range(size)])
         views.append(z[first])
         anchors.append(draw[first])
         if i == 1 and _alike(views[0][0], views[1][0], torch.cat(views), dtype):
             return 0.0
-    return float(batch_noise_of(torch.cat(views), torch.cat(anchors)))
+    return float(batch_noise_of(torch.cat(views), torch.cat(anchors), own))
+
+
+def thinned(z: Tensor) -> Tensor:
+    """Every k-th feature of [B, D], so that at most :data:`MOST_FEATURES` are left."""
+    return z[:, :: -(-z.shape[1] // MOST_FEATURES)]
 
 
 def _alike(a: Tensor, b: Tensor, all_views: Tensor, dtype: torch.dtype) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import defaultdict
 from contextlib import ExitStack
@@ -14,6 +15,7 @@ from torch import Tensor
 from layerscope import inputs
 from layerscope.errors import ProbeError
 from layerscope.probe.blame import blame
+from layerscope.probe.draws import draws_in_evaluation, own_noise
 from layerscope.probe.finalise import Site, finalise, host
 from layerscope.probe.functional import FunctionalOps
 from layerscope.probe.inputs import Batch, integers
@@ -53,6 +55,8 @@ class Passes:
         weights = {id(p.weight) for p in points}
         self._weights = [id(p) in weights for p in self.trainable]
         self._grad_norms: dict[int, float] = defaultdict(float)
+        self.stochastic: bool | None = None
+        self.own_variance = 0.0
 
     def chunk(self, x: Any, y: Any, samples: int) -> Chunk:
         """One training batch forward and backward."""
@@ -72,6 +76,7 @@ class Passes:
             except Exception as error:
                 raise blame(error, self.model, inputs.shapes(x), "forward", integers(x)) from error
             recorder.stop()
+            drew = generators.moved()
             out = pick(returned, self.output)
             head = readout.classifier(out, samples)
         value = loss_of(out, y, self.loss)
@@ -81,7 +86,34 @@ class Passes:
             self.notes.append("no linear layer makes the output: the classifier input was not measured")
         if not sites:
             self.notes.append("no layer returned a floating-point tensor with a sample axis")
-        return Chunk(sites, float(value.detach()), head.path if head else None, _readout(head, sites))
+        found = _readout(head, sites)
+        if head is not None:
+            found["own noise"] = 0.0
+            if drew and samples > 1 and self._is_stochastic(x):
+                found |= self._over_draws(x, samples, head, sites)
+        return Chunk(sites, float(value.detach()), head.path if head else None, found)
+
+    def _is_stochastic(self, x: Any) -> bool:
+        """Whether the network's noise is always on; asked once, of a network that drew random numbers in train mode."""
+        if self.stochastic is None:
+            self.stochastic = draws_in_evaluation(self.network, lambda: inputs.call(self.model, x))
+        return self.stochastic
+
+    def _over_draws(self, x: Any, samples: int, head: Head, sites: list[Site]) -> dict[str, float]:
+        """What one draw of the classifier input cannot say: the cosine of expectations, and how strong the noise is."""
+        maps = _maps(head, sites)
+        with Readout(self.network) as readout:
+
+            def read() -> Tensor | None:
+                readout.start()
+                found = readout.classifier(pick(inputs.call(self.model, x), self.output), samples)
+                return found.features if found else None
+
+            own = own_noise(self.network, read, maps[-1].trace.module if maps else None)
+        if own is None:
+            return {}
+        self.own_variance = own.variance
+        return {"own noise": own.ratio, "cosine": own.cosine, "unpooled": own.unpooled}
 
     def _second_look(self, sites: list[Site], x: Any, samples: int, generators: Generators) -> list[Site]:
         """Read again in float64 what the sums could not resolve: a small variance around a large mean, or overflow."""
@@ -134,9 +166,12 @@ class Passes:
             return None
         quiet_dropout(self.network)
         with Readout(self.network) as readout, torch.no_grad():
+            same, reads = Generators(self.network), itertools.count()
 
             def read(index: Tensor) -> Tensor:
                 readout.start()
+                if self.stochastic and next(reads) < 2:  # the two that are compared differ in nothing but the batch
+                    same.restore()
                 out = pick(inputs.call(self.model, inputs.pick(data.x, index)), self.output)
                 head = readout.classifier(out, len(index))
                 seen = head.features if head else out.detach().flatten(1) if out.ndim > 1 else None
@@ -146,7 +181,8 @@ class Passes:
 
             generator = torch.Generator().manual_seed(seed or 0)
             try:
-                return measure_batch_noise(read, data.samples, data.size, generator, self.network.dtype)
+                sizes = (data.samples, data.size)
+                return measure_batch_noise(read, *sizes, generator, self.network.dtype, self.own_variance)
             except ProbeError as error:
                 self.notes.append(str(error))
                 return None
@@ -170,10 +206,13 @@ def _readout(head: Head | None, sites: list[Site]) -> dict[str, float]:
         n = float(gram.trace())
         found["cosine"] = float((gram.sum() - n) / (n * (n - 1))) if n > 1 else float("nan")
         found["rank"] = float(rank.effective_rank(rank.eigenvalues(rank.centred_gram(gram))))
-        maps = (
-            []
-            if not head.is_row
-            else [s for s in sites[: head.position] if s.trace.kept.positions > 1 and "cosine" in s.values]
-        )
+        maps = _maps(head, sites)
         found["unpooled"] = maps[-1].values["cosine"] if maps else found["cosine"]
     return found
+
+
+def _maps(head: Head, sites: list[Site]) -> list[Site]:
+    """The maps before a classifier input of one row per sample, in order."""
+    if not head.is_row:
+        return []
+    return [s for s in sites[: head.position] if s.trace.kept.positions > 1 and "cosine" in s.values]

@@ -119,6 +119,10 @@ class Profile(Shown):
     """std across samples / rms at the classifier input, mean over features."""
     batch_noise: float | None = None
     """nu: variance of a sample's readout over its batch companions / variance over samples. 0 for batch-free nets."""
+    own_noise: float | None = None
+    """For a network whose noise is always on: variance of the classifier input over its draws / variance of its
+    expectation over samples; the two readout cosines are then those of the expectations. 0 where nothing is random in
+    evaluation mode."""
     dtype: str = "float32"
     device: str = "cpu"
     seconds: float | None = None

@@ -109,6 +109,7 @@ def profile(
         readout_effective_rank=_mean([c.readout.get("rank") for c in chunks]),
         readout_spread=_mean([c.readout.get("spread") for c in chunks]),
         batch_noise=nu,
+        own_noise=_mean([c.readout.get("own noise") for c in chunks]),
         dtype=str(network.dtype).removeprefix("torch."),
         device=str(network.device),
         seconds=time.perf_counter() - started,

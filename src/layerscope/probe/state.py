@@ -101,6 +101,12 @@ class Generators:
         self.cpu = torch.get_rng_state()
         self.cuda = torch.cuda.get_rng_state_all() if network.has_cuda else []
 
+    def moved(self) -> bool:
+        """Whether one of torch's generators has been drawn from since."""
+        now = torch.cuda.get_rng_state_all() if self.cuda else []
+        states = zip([self.cpu, *self.cuda], [torch.get_rng_state(), *now], strict=True)
+        return not all(torch.equal(a, b) for a, b in states)
+
     def restore(self) -> None:
         """Put every generator back."""
         random.setstate(self.python)

@@ -27,7 +27,7 @@ def batch_noise(z: Tensor) -> Tensor:
     return batch_noise_of(z.reshape(draws * samples, -1), occurrence)
 
 
-def batch_noise_of(z: Tensor, sample: Tensor) -> Tensor:
+def batch_noise_of(z: Tensor, sample: Tensor, own: float = 0.0) -> Tensor:
     """:func:`batch_noise` where samples were seen unequally often.
 
     With n_i views of sample i, M views in all and k samples: MSW = within sum of squares / (M - k),
@@ -36,6 +36,8 @@ def batch_noise_of(z: Tensor, sample: Tensor) -> Tensor:
     Args:
         z: readouts [M, D], one view a row.
         sample: which sample each view is of, integers [M].
+        own: variance over the network's own random draws, summed over features; taken off MSW, whose other part is the
+            companions'.
 
     Raises:
         ValueError: fewer than two samples, or no sample seen twice.
@@ -53,4 +55,5 @@ def batch_noise_of(z: Tensor, sample: Tensor) -> Tensor:
     between = (counts[:, None] * (means - z.mean(0)).square()).sum() / (groups - 1)
     n0 = (views - counts.double().square().sum() / views) / (groups - 1)
     signal = ((between - within) / n0).clamp_min(0)
-    return torch.where(within == 0, torch.zeros_like(within), within / signal)
+    companions = (within - own).clamp_min(0)
+    return torch.where(companions == 0, torch.zeros_like(within), companions / signal)

@@ -81,6 +81,10 @@ def informative_axis(profiles: Sequence[Profile], limits: Thresholds) -> Axis:
         # A classifier of every token (a language model) has no row per sample: tokens are what it must tell apart.
         score, spread = _over_seeds([1 - c for p in profiles for c in _between_tokens(trunk(p))[-1:]])
         return _token_axis(t, score, spread, f"cosine {between[-1]:.2f} between tokens at the last layer", limits)
+    own = own_noise(profiles)
+    if scores and own and any(math.isnan(s) for s in scores):
+        text = "nothing of the input stands out of the network's own noise at the classifier input"
+        return Axis("I", "bad", 0.0, None, text, profiles[0].classifier)
     if not scores or any(math.isnan(s) for s in scores):
         return Axis(
             "I", "unknown", None, None, "no similarity between samples could be measured at the classifier input"
@@ -88,6 +92,8 @@ def informative_axis(profiles: Sequence[Profile], limits: Thresholds) -> Axis:
     score, spread = _over_seeds(scores)
     place = "after pooling" if sum(pooled) * 2 > len(pooled) else "at the classifier input"
     cosine = f"samples have cosine {1 - score:.3f} {place}"
+    if own:
+        cosine += f" in expectation over the network's own noise ({_number(own)} of the variance between samples)"
     if t.tokens:
         return _token_axis(t, score, spread, cosine, limits)
     caution, bad = limits.informative(t.stream_blocks)
@@ -165,6 +171,12 @@ def backward_axis(profiles: Sequence[Profile], limits: Thresholds) -> Axis:
 _OF_THE_BATCH = re.compile(r"(Sync|Ghost)?BatchNorm|VarianceNorm")
 
 
+def own_noise(profiles: Sequence[Profile]) -> float:
+    """Variance over a network's own draws / variance between samples, median over seeds; 0 for a network without."""
+    values = [p.own_noise for p in profiles if p.own_noise is not None]
+    return median(values) if values else 0.0
+
+
 def noise_axis(profiles: Sequence[Profile], limits: Thresholds) -> Axis:
     """Axis N: how much of a representation is the batch it happens to stand in?"""
     values = [p.batch_noise for p in profiles if p.batch_noise is not None]
@@ -176,9 +188,11 @@ def noise_axis(profiles: Sequence[Profile], limits: Thresholds) -> Axis:
     if not values:
         return Axis("N", "unknown", None, None, "batch noise was not measured")
     nu, spread = _over_seeds(values)
+    own = own_noise(profiles)
+    apart = f"; the network's own noise, {_number(own)} of the variance between samples, is not counted" if own else ""
     if nu == 0:
-        return Axis("N", "good", nu, spread, "no dependence on the batch")
-    text = f"batch noise {nu:.2f} at batch size {size}"
+        return Axis("N", "good", nu, spread, f"no dependence on the batch{apart}")
+    text = f"batch noise {nu:.2f} at batch size {size}{apart}"
     if not nu <= limits.noise_bad:
         return Axis("N", "bad", nu, spread, f"{text}: companions outweigh the sample itself")
     if nu > limits.noise_caution:

@@ -97,6 +97,8 @@ def judge(
         reason += f"; the loss fell by {gone:.0%} in {micro[0].steps} real steps at learning rate {micro[0].lr:g}"
     if where and where not in reason and where != several[0].classifier:
         reason += f", from {where} on"
+    if (own := measure.own_noise(several)) and "own noise" not in reason:
+        reason += f"; the network's own noise, {own:.2g} of the variance between samples, was kept apart from it"
     second = _also(label, found)
     advice = remedies(found, residual=path.kind == "residual", tokens=path.tokens, norm=several[0].norm, tiny_sets=tiny)
     if label == "unstable" and any(m.diverged for m in micro):

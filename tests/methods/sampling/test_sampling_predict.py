@@ -14,7 +14,9 @@ from layerscope.methods.sampling import (
     SamplingError,
     SamplingLinear,
     auroc,
+    firing_probability,
     mutual_information,
+    negative_log_likelihood,
     predict,
     predictive_entropy,
     reliability,
@@ -114,6 +116,26 @@ class TestAdaptive:
         assert p.settled.any()
         assert float((p.classes != truth)[p.settled].double().mean()) <= 0.1
 
+    @pytest.mark.parametrize("confidence", [0.3, 0.8])
+    def test_the_bound_covers_where_the_truth_is_known(self, confidence):
+        """One unit, two classes, closed form: class 0 is right exactly where the firing probability is above 1/2."""
+        layer = SamplingLinear(64, 1, bias=False, noise="gaussian")
+        head = nn.Linear(1, 2)
+        with torch.no_grad():
+            layer.weight.fill_(1.0), layer.beta.fill_(0.1)
+            head.weight.copy_(torch.tensor([[4.0], [-4.0]])), head.bias.zero_()
+        rows = torch.ones(64, 64).triu()[torch.arange(8, 57)]  # 8 to 56 of 64 inputs are +1, others -1
+        x = (rows * 2 - 1).repeat(40, 1)
+        phi = firing_probability(layer.pre_activation(x)).flatten()
+        far = (phi - 0.5).abs() > 1e-6
+        p = predict(nn.Sequential(layer, head), x, samples=300, chunk=10, confidence=confidence, seed=0)
+        settled = p.settled & far
+        wrong = (p.classes != (phi < 0.5).long())[settled].double()
+        assert 0.1 < float(p.settled.double().mean()) < 1  # neither nothing nor everything is settled
+        assert float(wrong.mean()) <= 1 - confidence
+        # where the lead is large, few passes do; at a lead of nothing, none do
+        assert p.samples[phi > phi.max() - 0.01].double().mean() < p.samples[(phi - 0.5).abs() < 0.05].double().mean()
+
     def test_the_bound_is_hoeffdings(self):
         model, x = self.easy_and_hard()
         n = int(predict(model, x[:1], samples=400, chunk=1, confidence=0.95, seed=0).samples[0])
@@ -180,6 +202,27 @@ class TestMeasures:
         assert diagram.ece == pytest.approx(want)
         assert sum(diagram.count) == 500
 
+    def test_nll_against_torch_and_scikit_learn(self):
+        from sklearn.metrics import log_loss
+
+        g = torch.Generator().manual_seed(0)
+        logits, labels = torch.randn(50, 5, generator=g).double(), torch.randint(5, (50,), generator=g)
+        got = negative_log_likelihood(logits.softmax(-1), labels)
+        assert got == pytest.approx(float(nn.functional.cross_entropy(logits, labels)))
+        assert got == pytest.approx(log_loss(labels.numpy(), logits.softmax(-1).numpy(), labels=range(5)))
+        assert negative_log_likelihood(torch.eye(2)[[0]], torch.tensor([1])) == math.inf
+
+    def test_reliability_against_scikit_learn(self):
+        from sklearn.calibration import calibration_curve
+
+        g = torch.Generator().manual_seed(1)
+        probs, labels = torch.randn(800, 4, generator=g).softmax(-1), torch.randint(4, (800,), generator=g)
+        confidence, guess = probs.double().max(-1)
+        share, mean = calibration_curve((guess == labels).numpy(), confidence.numpy(), n_bins=10)
+        diagram = reliability(probs, labels, bins=10)
+        assert diagram.accuracy == pytest.approx(tuple(share))
+        assert diagram.confidence == pytest.approx(tuple(mean))
+
     def test_ece_of_an_honest_and_of_a_boastful_predictor(self):
         g = torch.Generator().manual_seed(0)
         probs = torch.randn(40000, 3, generator=g).softmax(-1)
@@ -205,3 +248,9 @@ class TestMeasures:
             auroc(torch.ones(0), torch.ones(2))
         with pytest.raises(SamplingError, match=r"got \(3, 2\) and \(2,\)"):
             reliability(torch.ones(3, 2), torch.ones(2))
+        with pytest.raises(SamplingError, match="take softmax of logits first"):
+            reliability(torch.randn(3, 2), torch.zeros(3, dtype=torch.int64))
+        with pytest.raises(SamplingError, match="labels must be integers from 0 to 1"):
+            negative_log_likelihood(torch.full((3, 2), 0.5), torch.tensor([0, 1, 2]))
+        with pytest.raises(SamplingError, match="at least one bin"):
+            reliability(torch.full((3, 2), 0.5), torch.zeros(3, dtype=torch.int64), bins=0)

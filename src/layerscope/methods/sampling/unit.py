@@ -138,7 +138,8 @@ class SamplingLayer(nn.Module):
             gain, shift = self._per_unit(self.beta.to(v.dtype)), None if self.c is None else self._per_unit(self.c)
             if self.variance != "norm":
                 gain, shift = self._for_the_spread(z, v, gain, shift)
-            return u * gain if shift is None else torch.addcmul(shift.to(v.dtype), u, gain)
+            p = u * gain
+            return p if shift is None else p.add_(shift)  # in this order P keeps the memory format of u
 
     def _for_the_spread(self, z: Tensor, v: Tensor, beta: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
         """Gain beta / s and shift c / s, with s^2 = sum_j v_j^2 z_j^2 for unit rows v.

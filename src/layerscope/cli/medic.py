@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -62,9 +63,11 @@ def clone(
     from layerscope.methods import medic
 
     clean = _data(data, "train", samples, seed)
+    model = _loaded(network, checkpoint, clean)
     cleaned = medic.clone(
-        _loaded(network, checkpoint, clean), clean, clone_weight=clone_weight, epochs=epochs, batch_size=batch_size,
-        lr=lr, taps=taps, importance=importance, preset=preset, augment=augment, seed=seed, device=device,
+        model, clean, factory=_factory(model, network, clean, seed), clone_weight=clone_weight, epochs=epochs,
+        batch_size=batch_size, lr=lr, taps=taps, importance=importance, preset=preset, augment=augment, seed=seed,
+        device=device,
     )  # fmt: skip
     report.print_result(cleaned.report)
     _written(cleaned.model, save)
@@ -173,10 +176,12 @@ def compare(
     from layerscope.methods.medic.comparing import chosen
 
     clean, test = _data(data, "train", samples, 0), _data(data, "test", None, 0)
-    defences = chosen(defence, baselines.standard(augment))
-    threats = {str(t): medic.Threat(t, target) for t in map(_trigger, trigger or ("badnet",))}
     model = _loaded(network, checkpoint, clean)
-    table = medic.compare(defences, model, clean, test, threats, seeds=tuple(range(seeds)))
+    factory = _factory(model, network, clean, 0)
+    defences = chosen(defence, baselines.standard(augment, factory=factory))
+    threats = {str(t): medic.Threat(t, target) for t in map(_trigger, trigger or ("badnet",))}
+    floor = baselines.Scratch(augment=augment, factory=factory)
+    table = medic.compare(defences, model, clean, test, threats, seeds=tuple(range(seeds)), floor=floor)
     report.print_result(table)
     for path, write in ((html, table.to_html), (csv, table.to_csv), (json, table.to_json)):
         if path is not None:
@@ -208,6 +213,18 @@ def _built(network: str, data: Dataset, seed: int) -> nn.Module:
     from layerscope import sources
 
     return sources.build(network, in_shape=data.in_shape, classes=data.classes, seed=seed).module
+
+
+def _factory(model: nn.Module, network: str, data: Dataset, seed: int) -> Callable[[], nn.Module] | None:
+    """None where a copy of the network can be drawn anew, otherwise its own factory, seeded apart from the teacher."""
+    from layerscope.methods import medic
+    from layerscope.training.seeds import derive
+
+    try:
+        medic.fresh_like(model, seed)
+    except medic.MedicError:
+        return lambda: _built(network, data, derive(seed, "layerscope medic") % 2**31)
+    return None
 
 
 def _loaded(network: str, checkpoint: Path, data: Dataset) -> nn.Module:

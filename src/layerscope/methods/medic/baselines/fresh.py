@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,10 @@ from layerscope.methods.medic.cloning import clone
 from layerscope.methods.medic.fresh import fresh_like
 from layerscope.methods.medic.weights import Kind
 from layerscope.training.augment import Augment
+from layerscope.training.evaluation import home
+
+#: Builds the fresh network, for those that cannot be drawn anew from a copy.
+Factory = Callable[[], nn.Module]
 
 
 @dataclass(frozen=True)
@@ -26,12 +31,13 @@ class Medic:
     importance: Kind = "signed"
     batch_size: int = 64
     augment: str | Augment | None = None
+    factory: Factory | None = None
 
     def __call__(self, model: nn.Module, clean: Any, seed: int = 0) -> nn.Module:
         """The clone."""
         return clone(
             model, clean, clone_weight=self.clone_weight, epochs=self.epochs, importance=self.importance,
-            batch_size=self.batch_size, augment=self.augment, seed=seed, progress=False,
+            batch_size=self.batch_size, augment=self.augment, factory=self.factory, seed=seed, progress=False,
         ).model  # fmt: skip
 
 
@@ -47,10 +53,12 @@ class UniformClone:
     epochs: int = 30
     batch_size: int = 64
     augment: str | Augment | None = None
+    factory: Factory | None = None
 
     def __call__(self, model: nn.Module, clean: Any, seed: int = 0) -> nn.Module:
         """The clone."""
-        return Medic(self.clone_weight, self.epochs, "uniform", self.batch_size, self.augment)(model, clean, seed)
+        same = (self.batch_size, self.augment, self.factory)
+        return Medic(self.clone_weight, self.epochs, "uniform", *same)(model, clean, seed)
 
 
 @dataclass(frozen=True)
@@ -60,10 +68,12 @@ class Scratch:
     epochs: int = 30
     batch_size: int = 64
     augment: str | Augment | None = None
+    factory: Factory | None = None
 
     def __call__(self, model: nn.Module, clean: Any, seed: int = 0) -> nn.Module:
         """The new network."""
-        return Medic(0.0, self.epochs, "signed", self.batch_size, self.augment)(model, clean, seed)
+        same = (self.batch_size, self.augment, self.factory)
+        return Medic(0.0, self.epochs, "signed", *same)(model, clean, seed)
 
 
 @dataclass(frozen=True)
@@ -78,11 +88,12 @@ class Distill:
     lr: float = 1e-2
     batch_size: int = 64
     augment: str | Augment | None = None
+    factory: Factory | None = None
 
     def __call__(self, model: nn.Module, clean: Any, seed: int = 0) -> nn.Module:
         """The new network."""
         data, teacher, t = as_clean(clean), private_copy(model), self.temperature
-        student = fresh_like(unwrapped(model), seed)
+        student = self.factory().to(home(teacher)[0]) if self.factory else fresh_like(unwrapped(model), seed)
 
         def step(net: nn.Module, batch: Any) -> Tensor:
             x, y = batch

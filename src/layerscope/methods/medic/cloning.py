@@ -24,7 +24,7 @@ from layerscope.methods.medic.errors import MedicError
 from layerscope.methods.medic.fresh import fresh_like
 from layerscope.methods.medic.report import Report
 from layerscope.methods.medic.step import CloneStep, Teacher, plain_step
-from layerscope.methods.medic.taps import Taps, suggest_taps, tap_statistics, tapped
+from layerscope.methods.medic.taps import Taps, find_taps, tap_statistics, tapped
 from layerscope.methods.medic.weights import Importance, Kind
 from layerscope.training.augment import Augment
 from layerscope.training.settings import device_of
@@ -123,7 +123,9 @@ def clone(
         )  # fmt: skip
 
     if clone_weight:
-        places = suggest_taps(teacher, taps, _like(teacher, clean.x[:2].to(at)))
+        places, left_out = find_taps(teacher, taps, _like(teacher, clean.x[:2].to(at)))
+        if left_out:
+            warnings.append(f"not compared, because they are called several times in one pass: {', '.join(left_out)}")
         statistics = tap_statistics(teacher, _like(teacher, clean.x.to(at)), places)
         with ExitStack() as stack:
             theirs, ours = (stack.enter_context(tapped(network, places)) for network in (teacher, student))

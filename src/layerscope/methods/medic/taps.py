@@ -81,15 +81,26 @@ def suggest_taps(model: nn.Module, kind: Taps, example: Tensor) -> list[Tap]:
         example: a batch to run through.
 
     Raises:
-        MedicError: an unknown kind or name, a module that is called twice in one pass or returns no tensor, no tap
-            found.
+        MedicError: an unknown kind or name, a named module that is called twice in one pass or returns no tensor, no
+            tap found.
+    """
+    return find_taps(model, kind, example)[0]
+
+
+def find_taps(model: nn.Module, kind: Taps, example: Tensor) -> tuple[list[Tap], list[str]]:
+    """:func:`suggest_taps`, and the modules that ``kind`` means but that have several outputs in one pass.
+
+    Those are left out where they were not named: a network may use one convolution many times over.
     """
     points = {p.path: p for p in find_points(open_network(model)) if p.is_leaf}
     calls = _watch(model, {path: p.module for path, p in points.items()}, example)
     order = [call.path for call in calls]
-    taps = []
+    taps, left_out = [], []
     for path in _wanted(kind, model, points, calls):
         if (times := order.count(path)) != 1:
+            if isinstance(kind, str):
+                left_out.append(path)
+                continue
             raise MedicError(
                 f"tap {path!r} is called {times} times in one forward pass; name taps that are called once"
             )
@@ -103,7 +114,7 @@ def suggest_taps(model: nn.Module, kind: Taps, example: Tensor) -> list[Tap]:
             taps.append(Tap(path, "conv" if points[path].role == "conv" else "dense", overwritten=overwritten))
     if not taps:
         raise MedicError(f"taps={kind!r} finds nothing in {type(model).__name__}: use taps='all' or name modules")
-    return sorted(taps, key=lambda t: order.index(t.name))
+    return sorted(taps, key=lambda t: order.index(t.name)), left_out
 
 
 def _wanted(kind: Taps, model: nn.Module, points: dict[str, Point], calls: list[_Call]) -> list[str]:

@@ -15,6 +15,7 @@ from layerscope.methods.medic.checks import as_clean, private_copy, unwrapped
 from layerscope.methods.medic.cloning import clone
 from layerscope.methods.medic.fresh import fresh_like
 from layerscope.methods.medic.weights import Kind
+from layerscope.probe.outputs import pick
 from layerscope.training.augment import Augment
 from layerscope.training.evaluation import home
 
@@ -97,9 +98,9 @@ class Distill:
 
         def step(net: nn.Module, batch: Any) -> Tensor:
             x, y = batch
-            logits = net(x)
+            logits = pick(net(x), None)
             with torch.no_grad():
-                wanted = teacher(x).div(t).log_softmax(1)
+                wanted = pick(teacher(x), None).div(t).log_softmax(1)
             soft = F.kl_div((logits / t).log_softmax(1), wanted, reduction="batchmean", log_target=True)
             return F.cross_entropy(logits, y) + t**2 * soft
 

@@ -257,7 +257,7 @@ def _state(checkpoint: Path) -> dict[str, Any]:
         except ImportError:
             raise MissingExtraError("safetensors", "zoo", "reading .safetensors") from None
         try:
-            return dict(load_file(checkpoint))
+            return _bare(load_file(checkpoint))
         except SafetensorError as error:
             raise SourceError(f"{checkpoint} cannot be read as safetensors: {error}") from None
     try:
@@ -268,12 +268,21 @@ def _state(checkpoint: Path) -> dict[str, Any]:
             f"{checkpoint} cannot be read as plain weights ({first}); save  model.state_dict()  and not the model: "
             "loading whole models from strangers runs their code"
         ) from None
-    for key in ("state_dict", "model"):
+    for key in ("state_dict", "model_state_dict", "model", "net"):
         if isinstance(found, dict) and isinstance(found.get(key), dict):
             found = found[key]
     if not isinstance(found, dict):
         raise SourceError(f"{checkpoint} holds a {type(found).__name__}; expected a state dict")
-    return {str(k).removeprefix("module."): v for k, v in found.items()}
+    return _bare(found)
+
+
+def _bare(state: dict[Any, Any]) -> dict[str, Any]:
+    """Without the prefixes that DataParallel and torch.compile put before every name."""
+    names = {str(k): v for k, v in state.items()}
+    for prefix in ("_orig_mod.", "module.", "_orig_mod."):
+        if names and all(name.startswith(prefix) for name in names):
+            names = {name.removeprefix(prefix): v for name, v in names.items()}
+    return names
 
 
 def _written(model: nn.Module, path: Path | None) -> None:
@@ -281,12 +290,16 @@ def _written(model: nn.Module, path: Path | None) -> None:
 
     if path is None:
         return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # safetensors takes neither shared nor strided memory
+    whole = torch.contiguous_format
+    state = {k: v.detach().cpu().clone(memory_format=whole) for k, v in model.state_dict().items()}
     if path.suffix == ".safetensors":
         from safetensors.torch import save_file
 
-        save_file(model.state_dict(), path)
+        save_file(state, path)
     else:
-        torch.save(model.state_dict(), path)
+        torch.save(state, path)
     print(f"weights: {path}")
 
 

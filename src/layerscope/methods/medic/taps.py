@@ -18,11 +18,12 @@ from layerscope.probe.points import Point, find_points
 from layerscope.training.evaluation import modes_kept
 
 Kind = Literal["conv", "norm", "norm+act", "dense"]
-Choice = Literal["conv", "norm", "conv+norm", "all"]
+Choice = Literal["late", "conv", "norm", "conv+norm", "all"]
 Taps = Choice | Sequence[str] | Callable[[nn.Module], Sequence[str]]
 
 _ROLES: dict[str, tuple[str, ...]] = {
-    "conv": ("conv",), "norm": ("norm",), "conv+norm": ("conv", "norm"), "all": ("conv", "norm", "linear"),
+    "late": ("conv", "norm"), "conv": ("conv",), "norm": ("norm",), "conv+norm": ("conv", "norm"),
+    "all": ("conv", "norm", "linear"),
 }  # fmt: skip
 
 
@@ -76,8 +77,8 @@ def suggest_taps(model: nn.Module, kind: Taps, example: Tensor) -> list[Tap]:
 
     Args:
         model: the teacher; it is not changed.
-        kind: ``conv``, ``norm``, ``conv+norm`` (as released), ``all`` (dense layers too; the logits never), module
-            names, or a function of the model that returns them.
+        kind: ``conv``, ``norm``, ``conv+norm`` (as released), ``late`` (the last third of those), ``all`` (dense layers
+            too; the logits never), module names, or a function of the model that returns them.
         example: a batch to run through.
 
     Raises:
@@ -126,7 +127,8 @@ def _wanted(kind: Taps, model: nn.Module, points: dict[str, Point], calls: list[
             raise MedicError(f"no taps {kind!r}: {did_you_mean(kind, _ROLES)}, or a list of module names")
         weighted = [path for path in order if points[path].role in ("conv", "linear")]
         # the last layer with weights gives the logits
-        return [path for path in order if points[path].role in _ROLES[kind] and path not in weighted[-1:]]
+        found = [path for path in order if points[path].role in _ROLES[kind] and path not in weighted[-1:]]
+        return found[-max(1, len(found) // 3) :] if kind == "late" else found
     for name in kind:
         if name not in points:
             raise MedicError(f"no module {name!r} to tap: {did_you_mean(name, points)}")

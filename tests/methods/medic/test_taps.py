@@ -127,6 +127,14 @@ class Twice(nn.Module):
         return self.fc(self.lstm(self.conv(self.conv(x)).mean((1, 2)))[0])
 
 
+def test_late_taps_are_the_last_third():
+    net = nets.build("resnet:blocks=1,width=4", "batch", in_shape=(1, 8, 8), classes=3, seed=0)
+    x, _ = samples()
+    every, late = (suggest_taps(net, kind, x) for kind in ("conv+norm", "late"))
+    assert late == every[-(len(every) // 3) :]
+    assert suggest_taps(tiny(), "late", x) == suggest_taps(tiny(), "conv+norm", x)[-1:]
+
+
 def test_bad_taps():
     x, _ = samples()
     with pytest.raises(MedicError, match="no module 'conv9' to tap"):

@@ -115,7 +115,8 @@ def find_taps(model: nn.Module, kind: Taps, example: Tensor) -> tuple[list[Tap],
             taps.append(Tap(path, "conv" if points[path].role == "conv" else "dense", overwritten=overwritten))
     if not taps:
         raise MedicError(f"taps={kind!r} finds nothing in {type(model).__name__}: use taps='all' or name modules")
-    return sorted(taps, key=lambda t: order.index(t.name)), left_out
+    taps.sort(key=lambda t: order.index(t.name))
+    return taps[-max(1, len(taps) // 3) :] if kind == "late" else taps, left_out
 
 
 def _wanted(kind: Taps, model: nn.Module, points: dict[str, Point], calls: list[_Call]) -> list[str]:
@@ -127,8 +128,7 @@ def _wanted(kind: Taps, model: nn.Module, points: dict[str, Point], calls: list[
             raise MedicError(f"no taps {kind!r}: {did_you_mean(kind, _ROLES)}, or a list of module names")
         weighted = [path for path in order if points[path].role in ("conv", "linear")]
         # the last layer with weights gives the logits
-        found = [path for path in order if points[path].role in _ROLES[kind] and path not in weighted[-1:]]
-        return found[-max(1, len(found) // 3) :] if kind == "late" else found
+        return [path for path in order if points[path].role in _ROLES[kind] and path not in weighted[-1:]]
     for name in kind:
         if name not in points:
             raise MedicError(f"no module {name!r} to tap: {did_you_mean(name, points)}")

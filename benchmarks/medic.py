@@ -37,6 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--net", default="resnet:blocks=1,width=16")
     parser.add_argument("--size", type=int, default=28)
+    parser.add_argument("--taps", default="conv+norm", choices=["late", "conv+norm"])
     parser.add_argument("--repeats", type=int, default=20)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -44,7 +45,7 @@ def main() -> None:
     teacher = nets.build(options.net, "batch", in_shape=shape, classes=10, seed=0).eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(64, *shape, generator=generator), torch.randint(10, (64,), generator=generator)
-    taps = suggest_taps(teacher, "conv+norm", x[:2])
+    taps = suggest_taps(teacher, options.taps, x[:2])
     statistics = tap_statistics(teacher, x, taps)
 
     def plain() -> None:

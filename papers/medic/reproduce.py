@@ -22,14 +22,14 @@ import tempfile
 import time
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
-from bed import ATTACKS, RANGE, Bed, Threat, make_bed, poisoned
+from bed import ATTACKS, RANGE, Bed, Threat, make_bed, poisoned, threat_of
 from defences import Defence, ablations, main_table
 from torch import nn
 
@@ -82,9 +82,10 @@ def units(options: argparse.Namespace) -> list[Unit]:
             add("nets", net, attack, options.seeds[0], full, ("before", *table))
     for attack in FEW:
         add("ablations", "resnet", attack, options.seeds[0], full, changed)
-    return [
-        u for u in made if u.stage in options.stages and (not options.attacks or u.attack in (*options.attacks, "none"))
-    ]
+    made = [u for u in made if u.stage in options.stages and (not options.attacks or u.attack in options.attacks)]
+    if options.defences:
+        made = [replace(u, names=tuple(n for n in u.names if n in options.defences)) for u in made]
+    return made
 
 
 def rows_in(folder: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
@@ -157,7 +158,8 @@ class Worker:
     def _row(self, unit: Unit, name: str, model: nn.Module, threat: Threat) -> dict[str, Any]:
         started, report, cleaned = time.perf_counter(), None, model
         if name.startswith("floor "):
-            _, threat = self._victim(unit.net, name.removeprefix("floor "), unit.seed)
+            attack = name.removeprefix("floor ")
+            threat = threat_of(attack, self.bed) or self._victim(unit.net, attack, unit.seed)[1]
         elif name != "before":
             try:
                 # the seed of a defence is not the one of the poisoned network
@@ -219,7 +221,8 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="reproduce medic", description=__doc__.splitlines()[0])
     parser.add_argument("--stages", nargs="+", default=list(STAGES), choices=STAGES)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--attacks", nargs="+", choices=ATTACKS, help="only these")
+    parser.add_argument("--attacks", nargs="+", choices=(*ATTACKS, "low", "none"), help="only these")
+    parser.add_argument("--defences", nargs="+", help="only these rows")
     parser.add_argument("--workers", nargs="+", default=["cpu", "cpu"], help="a device for each process")
     parser.add_argument("--clean", type=int, default=3000, help="clean samples of the main table")
     parser.add_argument("--train-samples", type=int, default=60_000)

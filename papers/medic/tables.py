@@ -173,7 +173,10 @@ def main() -> None:
         ("Attacks seen while defaults were chosen", summary(table, SEEN)),
         ("Attacks kept apart", summary(table, UNSEEN) + "\n\n" + front(table, UNSEEN)),
         ("By attack", grid(table, ATTACKS, both)),
-        ("Relearning", curves(table, ("floor", "medic", "distill", "scratch", "fst", "ft-sam"), ATTACKS)),
+        (
+            "Relearning",
+            curves(table, ("floor", "medic", "medic taps=conv+norm", "distill", "scratch", "fst", "ft-sam"), ATTACKS),
+        ),
         ("Network without poison", benign(table)),
         ("Low poisoning, 0.5 %", summary(table, ("low",))),
         ("2 % clean data", summary(less, ATTACKS)),

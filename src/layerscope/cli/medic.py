@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -23,11 +24,11 @@ def clone(
     checkpoint: Checkpoint,
     data: str = "digits",
     samples: int | None = None,
-    clone_weight: float = 1.0,
+    clone_weight: float = 3.0,
     epochs: int = 30,
     batch_size: int = 64,
     lr: float = 1e-2,
-    taps: Literal["conv", "norm", "conv+norm", "all"] = "conv+norm",
+    taps: Literal["late", "conv", "norm", "conv+norm", "all"] = "late",
     importance: Literal["signed", "magnitude", "activation", "impact", "uniform"] = "signed",
     preset: Literal["official"] | None = None,
     augment: Literal["flip", "crop", "flip-crop"] | None = None,
@@ -62,9 +63,11 @@ def clone(
     from layerscope.methods import medic
 
     clean = _data(data, "train", samples, seed)
+    model = _loaded(network, checkpoint, clean)
     cleaned = medic.clone(
-        _loaded(network, checkpoint, clean), clean, clone_weight=clone_weight, epochs=epochs, batch_size=batch_size,
-        lr=lr, taps=taps, importance=importance, preset=preset, augment=augment, seed=seed, device=device,
+        model, clean, factory=_factory(model, network, clean, seed), clone_weight=clone_weight, epochs=epochs,
+        batch_size=batch_size, lr=lr, taps=taps, importance=importance, preset=preset, augment=augment, seed=seed,
+        device=device,
     )  # fmt: skip
     report.print_result(cleaned.report)
     _written(cleaned.model, save)
@@ -173,10 +176,12 @@ def compare(
     from layerscope.methods.medic.comparing import chosen
 
     clean, test = _data(data, "train", samples, 0), _data(data, "test", None, 0)
-    defences = chosen(defence, baselines.standard(augment))
-    threats = {str(t): medic.Threat(t, target) for t in map(_trigger, trigger or ("badnet",))}
     model = _loaded(network, checkpoint, clean)
-    table = medic.compare(defences, model, clean, test, threats, seeds=tuple(range(seeds)))
+    factory = _factory(model, network, clean, 0)
+    defences = chosen(defence, baselines.standard(augment, factory=factory))
+    threats = {str(t): medic.Threat(t, target) for t in map(_trigger, trigger or ("badnet",))}
+    floor = baselines.Scratch(augment=augment, factory=factory)
+    table = medic.compare(defences, model, clean, test, threats, seeds=tuple(range(seeds)), floor=floor)
     report.print_result(table)
     for path, write in ((html, table.to_html), (csv, table.to_csv), (json, table.to_json)):
         if path is not None:
@@ -210,6 +215,18 @@ def _built(network: str, data: Dataset, seed: int) -> nn.Module:
     return sources.build(network, in_shape=data.in_shape, classes=data.classes, seed=seed).module
 
 
+def _factory(model: nn.Module, network: str, data: Dataset, seed: int) -> Callable[[], nn.Module] | None:
+    """None where a copy of the network can be drawn anew, otherwise its own factory, seeded apart from the teacher."""
+    from layerscope.methods import medic
+    from layerscope.training.seeds import derive
+
+    try:
+        medic.fresh_like(model, seed)
+    except medic.MedicError:
+        return lambda: _built(network, data, derive(seed, "layerscope medic") % 2**31)
+    return None
+
+
 def _loaded(network: str, checkpoint: Path, data: Dataset) -> nn.Module:
     from layerscope.errors import SourceError
 
@@ -240,7 +257,7 @@ def _state(checkpoint: Path) -> dict[str, Any]:
         except ImportError:
             raise MissingExtraError("safetensors", "zoo", "reading .safetensors") from None
         try:
-            return dict(load_file(checkpoint))
+            return _bare(load_file(checkpoint))
         except SafetensorError as error:
             raise SourceError(f"{checkpoint} cannot be read as safetensors: {error}") from None
     try:
@@ -251,12 +268,21 @@ def _state(checkpoint: Path) -> dict[str, Any]:
             f"{checkpoint} cannot be read as plain weights ({first}); save  model.state_dict()  and not the model: "
             "loading whole models from strangers runs their code"
         ) from None
-    for key in ("state_dict", "model"):
+    for key in ("state_dict", "model_state_dict", "model", "net"):
         if isinstance(found, dict) and isinstance(found.get(key), dict):
             found = found[key]
     if not isinstance(found, dict):
         raise SourceError(f"{checkpoint} holds a {type(found).__name__}; expected a state dict")
-    return {str(k).removeprefix("module."): v for k, v in found.items()}
+    return _bare(found)
+
+
+def _bare(state: dict[Any, Any]) -> dict[str, Any]:
+    """Without the prefixes that DataParallel and torch.compile put before every name."""
+    names = {str(k): v for k, v in state.items()}
+    for prefix in ("_orig_mod.", "module.", "_orig_mod."):
+        if names and all(name.startswith(prefix) for name in names):
+            names = {name.removeprefix(prefix): v for name, v in names.items()}
+    return names
 
 
 def _written(model: nn.Module, path: Path | None) -> None:
@@ -264,12 +290,16 @@ def _written(model: nn.Module, path: Path | None) -> None:
 
     if path is None:
         return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # safetensors takes neither shared nor strided memory
+    whole = torch.contiguous_format
+    state = {k: v.detach().cpu().clone(memory_format=whole) for k, v in model.state_dict().items()}
     if path.suffix == ".safetensors":
         from safetensors.torch import save_file
 
-        save_file(model.state_dict(), path)
+        save_file(state, path)
     else:
-        torch.save(model.state_dict(), path)
+        torch.save(state, path)
     print(f"weights: {path}")
 
 

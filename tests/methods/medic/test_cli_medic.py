@@ -18,6 +18,15 @@ def net(classes):
     return tiny(classes=classes)
 """
 
+OWNER = """
+from methods.medic.test_defences import Owner
+
+def net(classes):
+    made = Owner()
+    made.head = made.head.__class__(4, classes)
+    return made
+"""
+
 
 @pytest.fixture(scope="module")
 def net(tmp_path_factory: pytest.TempPathFactory) -> str:
@@ -67,3 +76,19 @@ def test_wrong_checkpoints_are_one_sentence(net, tmp_path: Path):
             run("evaluate", net, path)
     with pytest.raises(LayerscopeError, match="--samples 0"):
         run("clone", net, small, "--samples", 0)
+
+
+def test_prefixes_of_wrappers_do_not_matter(net, tmp_path: Path, capsys):
+    wrapped = {f"_orig_mod.module.{k}": v for k, v in tiny(classes=10).state_dict().items()}
+    torch.save({"epoch": 3, "model_state_dict": wrapped}, tmp_path / "a.pt")
+    run("evaluate", net, tmp_path / "a.pt")
+    assert "ACC" in capsys.readouterr().out
+
+
+def test_a_network_that_cannot_be_drawn_anew_comes_from_its_factory(tmp_path: Path):
+    path = tmp_path / "own_medic_owner.py"
+    path.write_text(OWNER)
+    bad, good = tmp_path / "bad.pt", tmp_path / "deep" / "good.safetensors"
+    run("attack", f"{path}:net", "--save", bad, "--epochs", 1)
+    run("clone", f"{path}:net", bad, "--samples", 64, "--epochs", 1, "--save", good)
+    assert good.is_file()

@@ -170,7 +170,7 @@ def test_report():
     x, y = samples(20)
     seen = []
     cloned = medic.clone(
-        teacher(), (x, y), seed=1, on_epoch=lambda e, m, r: seen.append((e, sorted(r)[0])), **QUICK
+        teacher(), (x, y), taps="conv+norm", seed=1, on_epoch=lambda e, m, r: seen.append((e, sorted(r)[0])), **QUICK
     )  # fmt: skip
     report = cloned.report
     assert report.samples_per_class == (7, 7, 6)
@@ -181,7 +181,7 @@ def test_report():
     for epoch in range(2):
         assert sum(t.losses[epoch] for t in report.taps) == pytest.approx(report.clone_losses[epoch], rel=1e-5)
     mean = sum(t.total_weight for t in report.taps) / 4
-    assert report.effective_clone_weight == pytest.approx(mean)
+    assert report.effective_clone_weight == pytest.approx(3 * mean)
     assert any("4 of 20 samples" in w for w in report.warnings)
     assert [e for e, _ in seen] == [1, 2]
     import json
@@ -204,13 +204,15 @@ def test_inert_impact_is_said():
 def test_every_importance_runs(kind):
     report = medic.clone(teacher(), samples(), importance=kind, **QUICK).report
     if not isinstance(kind, str) or kind == "uniform":
-        assert report.effective_clone_weight == pytest.approx(1.0)
+        assert report.effective_clone_weight == pytest.approx(3.0)
 
 
 def test_preset():
     report = medic.clone(teacher(), samples(), preset="official", batch_size=8, progress=False).report
     chosen = dict(report.settings)
     assert (chosen["clone_weight"], chosen["epochs"], chosen["impact_reduction"]) == ("10.0", "60", "mean")
+    assert chosen["taps"] == "conv+norm"
+    assert len(report.taps) == 4
     with pytest.raises(MedicError, match="decides epochs"):
         medic.clone(teacher(), samples(), preset="official", epochs=3)
     with pytest.raises(MedicError, match="did you mean 'official'"):
@@ -261,7 +263,7 @@ def test_dead_channels_are_counted():
     model = teacher()
     with torch.no_grad():
         model[0].weight[1] = 0
-    report = medic.clone(model, samples(), **QUICK).report
+    report = medic.clone(model, samples(), taps="conv+norm", **QUICK).report
     assert report.taps[0].dead_channels == 1
 
 

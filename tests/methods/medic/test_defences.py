@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import copy
 import csv
 import io
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -162,3 +164,39 @@ def test_bad_comparisons():
     with pytest.raises(LayerscopeError, match="did you mean 'medic'"):
         chosen(["medik"], baselines.standard())
     assert len(chosen([], baselines.standard())) == 13
+
+
+def test_a_defence_that_cannot_work_becomes_a_note():
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
+    clean = samples(12)
+    table = medic.compare(
+        {"clp": baselines.CLP(), "copy": lambda model, data: copy.deepcopy(model)}, net, clean, clean,
+        {"corner": (attacks.BadNet(), 0)}, floor=baselines.Scratch(epochs=1),
+    )  # fmt: skip
+    assert {e.defence for e in table.entries} == {"before", "floor", "copy"}
+    assert "clp cannot be used here" in table.notes[0]
+    assert "clp cannot be used here" in str(table)
+    assert "from scratch" in table.floor
+
+
+class Owner(nn.Module):
+    """Owns a parameter that cannot be drawn anew."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(1, 4, 3), nn.Linear(4, 3)
+        self.gain = nn.Parameter(torch.ones(4, 1, 1))
+
+    def forward(self, x):
+        return self.head((self.gain * self.conv(x)).relu().mean((2, 3)))
+
+
+def test_fresh_networks_from_a_factory():
+    clean = samples(12)
+    quick = baselines.standard(batch_size=4, factory=Owner)
+    for name in ("medic", "uniform clone", "scratch", "distill"):
+        assert isinstance(replace(quick[name], epochs=1)(Owner(), clean), Owner)
+    with pytest.raises(MedicError, match="pass factory="):
+        baselines.Medic(epochs=1)(Owner(), clean)
+    with pytest.raises(MedicError, match=r"no floor: .* pass floor="):
+        medic.compare({"copy": lambda m, d: copy.deepcopy(m)}, Owner(), clean, clean, {"corner": (attacks.BadNet(), 0)})

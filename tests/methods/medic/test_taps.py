@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layerscope import nets
-from layerscope.methods.medic import MedicError, Tap, suggest_taps, tap_statistics
+from layerscope.methods import medic
+from layerscope.methods.medic import MedicError, Tap, attacks, baselines, suggest_taps, tap_statistics
 from layerscope.methods.medic.taps import tapped
 from methods.medic.medic_nets import samples, tiny
 
@@ -124,6 +127,14 @@ class Twice(nn.Module):
         return self.fc(self.lstm(self.conv(self.conv(x)).mean((1, 2)))[0])
 
 
+def test_late_taps_are_the_last_third():
+    net = nets.build("resnet:blocks=1,width=4", "batch", in_shape=(1, 8, 8), classes=3, seed=0)
+    x, _ = samples()
+    every, late = (suggest_taps(net, kind, x) for kind in ("conv+norm", "late"))
+    assert late == every[-(len(every) // 3) :]
+    assert suggest_taps(tiny(), "late", x) == suggest_taps(tiny(), "conv+norm", x)[-1:]
+
+
 def test_bad_taps():
     x, _ = samples()
     with pytest.raises(MedicError, match="no module 'conv9' to tap"):
@@ -138,3 +149,35 @@ def test_bad_taps():
     with pytest.raises(MedicError, match="use taps='all'"):
         suggest_taps(dense, "conv+norm", x)
     assert suggest_taps(dense, "all", x) == [Tap("1", "dense")]
+
+
+class Reused(nn.Module):
+    """One convolution three times over, and an output that is no bare tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.again, self.head = nn.Conv2d(4, 4, 3, padding=1), nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = torch.relu(self.norm(self.stem(x)))
+        for _ in range(3):
+            x = torch.relu(self.again(x))
+        return {"features": x, "logits": self.head(x.mean((2, 3)))}
+
+
+def test_a_module_used_over_and_over_is_left_out_unless_named():
+    x, y = samples(12)
+    assert [t.name for t in suggest_taps(Reused(), "conv+norm", x[:2])] == ["stem", "norm"]
+    cleaned = medic.clone(Reused(), (x, y), epochs=1, batch_size=4, progress=False)
+    assert any("several times in one pass: again" in w for w in cleaned.report.warnings)
+    with pytest.raises(MedicError, match="'again' is called 3 times"):
+        medic.clone(Reused(), (x, y), taps=["again"], epochs=1, batch_size=4, progress=False)
+
+
+@pytest.mark.parametrize("name", ["distill", "fine-tune lr=0.01", "ft-sam", "fst", "anp", "fine-prune"])
+def test_outputs_with_logits_are_enough_for_every_defence(name):
+    x, y = samples(12)
+    defence = baselines.standard(batch_size=4)[name]
+    short = replace(defence, **{"iterations" if name == "anp" else "epochs": 1})
+    assert medic.evaluate(short(Reused(), (x, y)), (x, y), attacks.BadNet(), 0).n_clean == 12

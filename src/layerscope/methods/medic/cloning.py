@@ -1,8 +1,8 @@
 """Cloning: a fresh network learns the labels and, weighted by importance, the teacher's activations on clean images.
 
-Source: Xu et al., "MEDIC", CVPR 2023. The defaults differ from the released ones (``preset="official"``): clone weight
-1 instead of 10 and 30 epochs instead of 60, because what brings a backdoor back is clone weight times steps, and
-initial weights from a stream of their own.
+Source: Xu et al., "MEDIC", CVPR 2023. The defaults differ from the released ones (``preset="official"``): late
+taps instead of all of them, clone weight 3 instead of 10 and 30 epochs instead of 60, because what brings a backdoor
+back is copied early features and clone weight times steps, and initial weights from a stream of their own.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from layerscope.methods.medic.errors import MedicError
 from layerscope.methods.medic.fresh import fresh_like
 from layerscope.methods.medic.report import Report
 from layerscope.methods.medic.step import CloneStep, Teacher, plain_step
-from layerscope.methods.medic.taps import Taps, suggest_taps, tap_statistics, tapped
+from layerscope.methods.medic.taps import Taps, find_taps, tap_statistics, tapped
 from layerscope.methods.medic.weights import Importance, Kind
 from layerscope.training.augment import Augment
 from layerscope.training.settings import device_of
@@ -33,9 +33,9 @@ Reduction = Literal["sample", "mean"]
 #: (epochs done, student, numbers of the last step)
 OnEpoch = Callable[[int, nn.Module, Mapping[str, float]], None]
 
-_OURS: Mapping[str, Any] = {"clone_weight": 1.0, "epochs": 30, "impact_reduction": "sample"}
+_OURS: Mapping[str, Any] = {"clone_weight": 3.0, "epochs": 30, "impact_reduction": "sample", "taps": "late"}
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "official": {"clone_weight": 10.0, "epochs": 60, "impact_reduction": "mean"},
+    "official": {"clone_weight": 10.0, "epochs": 60, "impact_reduction": "mean", "taps": "conv+norm"},
 }
 
 
@@ -53,10 +53,10 @@ def clone(
     data: Any,
     *,
     factory: Callable[[], nn.Module] | None = None,
-    taps: Taps = "conv+norm",
+    taps: Taps = "late",
     importance: Kind | Importance = "signed",
     impact_reduction: Reduction = "sample",
-    clone_weight: float = 1.0,
+    clone_weight: float = 3.0,
     sharpness: float = 5.0,
     epochs: int = 30,
     batch_size: int = 64,
@@ -79,7 +79,8 @@ def clone(
         data: clean labelled samples: a Dataset, ``(x, y)``, a torch data set or a DataLoader. At least 5 % of the
             training set is recommended. A loader is read once: put random changes into ``augment``.
         factory: builds the fresh network; by default a re-initialized deep copy.
-        taps: ``conv``, ``norm``, ``conv+norm``, ``all``, module names, or a function of the model.
+        taps: ``late`` (the last third of ``conv+norm``), ``conv``, ``norm``, ``conv+norm`` (as released), ``all``,
+            module names, or a function of the model. Early layers see the trigger too, and copying them copies it.
         importance: ``signed``, ``magnitude``, ``activation``, ``impact``, ``uniform``, or a function (z, g, tau) -> w.
         impact_reduction: ``sample`` (each sample's own loss gradient) or ``mean`` (divided by the batch size, as
             released; the criterion is then nearly inert).
@@ -89,7 +90,8 @@ def clone(
         batch_size: samples of one step.
         lr: of Adam, cosine annealed.
         weight_decay: of Adam.
-        preset: ``official`` for the released settings: clone weight 10, 60 epochs, impact averaged over the batch.
+        preset: ``official`` for the released settings: taps ``conv+norm``, clone weight 10, 60 epochs, impact averaged
+            over the batch.
         augment: as for :func:`layerscope.training.fit`; both networks see the same augmented batch.
         seed: of the fresh weights and the data order.
         device: where to compute; by default where the model is.
@@ -104,8 +106,8 @@ def clone(
         DataError: samples or labels of the wrong shape or type.
     """
     started = time.perf_counter()
-    chosen = _chosen(preset, clone_weight=clone_weight, epochs=epochs, impact_reduction=impact_reduction)
-    clone_weight, epochs, impact_reduction = (chosen[k] for k in _OURS)
+    chosen = _chosen(preset, clone_weight=clone_weight, epochs=epochs, impact_reduction=impact_reduction, taps=taps)
+    clone_weight, epochs, impact_reduction, taps = (chosen[k] for k in _OURS)
     checks.check_settings(clone_weight, sharpness, epochs, batch_size, impact_reduction)
     clean = checks.as_clean(data)
     at = device_of(model, device)
@@ -123,7 +125,9 @@ def clone(
         )  # fmt: skip
 
     if clone_weight:
-        places = suggest_taps(teacher, taps, _like(teacher, clean.x[:2].to(at)))
+        places, left_out = find_taps(teacher, taps, _like(teacher, clean.x[:2].to(at)))
+        if left_out:
+            warnings.append(f"not compared, because they are called several times in one pass: {', '.join(left_out)}")
         statistics = tap_statistics(teacher, _like(teacher, clean.x.to(at)), places)
         with ExitStack() as stack:
             theirs, ours = (stack.enter_context(tapped(network, places)) for network in (teacher, student))
@@ -146,7 +150,8 @@ def clone(
     settings = {
         "importance": importance if isinstance(importance, str) else getattr(importance, "__name__", "function"),
         **chosen, "sharpness": sharpness, "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay,
-        "taps": taps if isinstance(taps, str) else "named", "augment": getattr(augment, "__name__", augment),
+        "taps": taps if isinstance(taps, str) else "named",
+        "augment": getattr(augment, "__name__", augment),
         "preset": preset,
     }  # fmt: skip
     report = Report(

@@ -37,7 +37,7 @@ def compare(
     triggers: Mapping[str, Threat | tuple[Trigger, int]],
     *,
     seeds: Sequence[int] = (0,),
-    floor: nn.Module | None = None,
+    floor: nn.Module | Callable[..., nn.Module] | None = None,
     value_range: Range | None = None,
 ) -> Table:
     """ACC, ASR and RA of every defence under every trigger, with counts, spread over seeds, and run time.
@@ -52,11 +52,15 @@ def compare(
         test: clean test data.
         triggers: name, with the strength in it, -> :class:`Threat` or (trigger, target).
         seeds: one run of every defence for each.
-        floor: a network trained without poison; by default one trained from scratch on the clean data.
+        floor: a network trained without poison, or a defence that trains one from scratch on the clean data, by
+            default ``baselines.Scratch()``.
         value_range: (black, white) of the images.
 
+    A defence that says with a MedicError that it cannot work on this network becomes a note in the table, not a row.
+
     Raises:
-        MedicError: no trigger, no seed, a name that is taken, or a defence that gives no new network.
+        MedicError: no trigger, no seed, a name that is taken, a defence that gives no new network, or a floor that
+            cannot be trained.
     """
     if not triggers or not seeds:
         raise MedicError("compare needs at least one trigger and one seed")
@@ -75,22 +79,29 @@ def compare(
 
     rows = entries("before", [model], 0.0)
     told = "a network given as clean"
-    if floor is None:
-        floor, told = Scratch()(model, data), "the same architecture trained from scratch on the clean data"
+    if not isinstance(floor, nn.Module):
+        told = "the same architecture trained from scratch on the clean data"
+        try:
+            floor = (floor or Scratch())(model, data)
+        except MedicError as error:
+            raise MedicError(f"no floor: {error}; or pass floor=, a network trained without poison") from error
     rows += entries("floor", [floor], 0.0)
+    notes = []
     for name, defence in defences.items():
-        made, seconds = [], 0.0
-        for seed in seeds:
-            started = time.perf_counter()
-            cleaned = defence(model, data, **({"seed": seed} if _takes_seed(defence) else {}))
-            seconds += time.perf_counter() - started
+        started = time.perf_counter()
+        try:
+            made = [defence(model, data, **({"seed": seed} if _takes_seed(defence) else {})) for seed in seeds]
+        except MedicError as error:
+            notes.append(f"{name} cannot be used here: {error}")
+            continue
+        seconds = time.perf_counter() - started
+        for cleaned in made:
             if not isinstance(cleaned, nn.Module) or cleaned is model:
                 raise MedicError(
                     f"defence {name!r} gave {type(cleaned).__name__}; expected a new network, not the model"
                 )
-            made.append(cleaned)
         rows += entries(name, made, seconds / len(seeds))
-    return Table(type(model).__name__, len(data), tuple(seeds), tuple(rows), told)
+    return Table(type(model).__name__, len(data), tuple(seeds), tuple(rows), told, tuple(notes))
 
 
 def chosen(names: Sequence[str], known: Mapping[str, Callable[..., nn.Module]]) -> dict[str, Callable[..., nn.Module]]:

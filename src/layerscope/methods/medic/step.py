@@ -23,6 +23,7 @@ from layerscope.methods.medic.weights import (
     weighted_distances,
     wide,
 )
+from layerscope.probe.outputs import pick
 
 Statistics = Mapping[str, tuple[Tensor, Tensor]]
 
@@ -63,7 +64,7 @@ class Teacher:
         # the parameters are frozen: the input carries the graph to the taps
         x = x.detach().requires_grad_(self.uses_impact)
         with torch.set_grad_enabled(self.uses_impact):
-            logits = self.network(x)
+            logits = pick(self.network(x), None)
         reading = self.reading
         grads: Sequence[Tensor | None] = [None] * len(self.taps)
         if self.uses_impact:
@@ -120,7 +121,7 @@ class CloneStep:
         """Cross entropy plus clone weight times clone loss."""
         x, y = batch
         targets, weights = self.teacher(x, y)
-        logits = student(x)
+        logits = pick(student(x), None)
         total, parts = weighted_distances(targets, self.reading.compared, weights, self.scales)
         self.reading.clear()
         self.parts.append(torch.stack(list(parts.values())).detach())
@@ -138,7 +139,7 @@ class CloneStep:
 def plain_step(student: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
     """Cross entropy alone: what is left of cloning at clone weight 0."""
     x, y = batch
-    logits = student(x)
+    logits = pick(student(x), None)
     entropy = F.cross_entropy(logits, y)
     return entropy, {"accuracy": accuracy(logits, y), "cross_entropy": entropy.detach()}
 

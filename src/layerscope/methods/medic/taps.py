@@ -18,11 +18,12 @@ from layerscope.probe.points import Point, find_points
 from layerscope.training.evaluation import modes_kept
 
 Kind = Literal["conv", "norm", "norm+act", "dense"]
-Choice = Literal["conv", "norm", "conv+norm", "all"]
+Choice = Literal["late", "conv", "norm", "conv+norm", "all"]
 Taps = Choice | Sequence[str] | Callable[[nn.Module], Sequence[str]]
 
 _ROLES: dict[str, tuple[str, ...]] = {
-    "conv": ("conv",), "norm": ("norm",), "conv+norm": ("conv", "norm"), "all": ("conv", "norm", "linear"),
+    "late": ("conv", "norm"), "conv": ("conv",), "norm": ("norm",), "conv+norm": ("conv", "norm"),
+    "all": ("conv", "norm", "linear"),
 }  # fmt: skip
 
 
@@ -76,20 +77,31 @@ def suggest_taps(model: nn.Module, kind: Taps, example: Tensor) -> list[Tap]:
 
     Args:
         model: the teacher; it is not changed.
-        kind: ``conv``, ``norm``, ``conv+norm`` (as released), ``all`` (dense layers too; the logits never), module
-            names, or a function of the model that returns them.
+        kind: ``conv``, ``norm``, ``conv+norm`` (as released), ``late`` (the last third of those), ``all`` (dense layers
+            too; the logits never), module names, or a function of the model that returns them.
         example: a batch to run through.
 
     Raises:
-        MedicError: an unknown kind or name, a module that is called twice in one pass or returns no tensor, no tap
-            found.
+        MedicError: an unknown kind or name, a named module that is called twice in one pass or returns no tensor, no
+            tap found.
+    """
+    return find_taps(model, kind, example)[0]
+
+
+def find_taps(model: nn.Module, kind: Taps, example: Tensor) -> tuple[list[Tap], list[str]]:
+    """:func:`suggest_taps`, and the modules that ``kind`` means but that have several outputs in one pass.
+
+    Those are left out where they were not named: a network may use one convolution many times over.
     """
     points = {p.path: p for p in find_points(open_network(model)) if p.is_leaf}
     calls = _watch(model, {path: p.module for path, p in points.items()}, example)
     order = [call.path for call in calls]
-    taps = []
+    taps, left_out = [], []
     for path in _wanted(kind, model, points, calls):
         if (times := order.count(path)) != 1:
+            if isinstance(kind, str):
+                left_out.append(path)
+                continue
             raise MedicError(
                 f"tap {path!r} is called {times} times in one forward pass; name taps that are called once"
             )
@@ -103,7 +115,8 @@ def suggest_taps(model: nn.Module, kind: Taps, example: Tensor) -> list[Tap]:
             taps.append(Tap(path, "conv" if points[path].role == "conv" else "dense", overwritten=overwritten))
     if not taps:
         raise MedicError(f"taps={kind!r} finds nothing in {type(model).__name__}: use taps='all' or name modules")
-    return sorted(taps, key=lambda t: order.index(t.name))
+    taps.sort(key=lambda t: order.index(t.name))
+    return taps[-max(1, len(taps) // 3) :] if kind == "late" else taps, left_out
 
 
 def _wanted(kind: Taps, model: nn.Module, points: dict[str, Point], calls: list[_Call]) -> list[str]:

@@ -14,6 +14,7 @@ from layerscope.methods.medic.baselines.tuning import FineTune, trainable, tuned
 from layerscope.methods.medic.checks import as_clean, private_copy
 from layerscope.methods.medic.errors import MedicError
 from layerscope.methods.medic.taps import Tap, suggest_taps, tapped
+from layerscope.probe.outputs import pick
 from layerscope.training.augment import Augment
 from layerscope.training.evaluation import home
 
@@ -52,7 +53,7 @@ class NAD:
                 x, y = batch
                 with torch.no_grad():
                     teacher(x)
-                loss = F.cross_entropy(net(x), y)
+                loss = F.cross_entropy(pick(net(x), None), y)
                 for tap, beta in zip(taps, betas, strict=True):
                     wanted, found = attention(theirs.compared[tap.name]), attention(ours.compared[tap.name])
                     loss = loss + beta * F.mse_loss(found, wanted)

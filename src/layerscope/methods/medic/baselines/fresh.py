@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,24 +15,30 @@ from layerscope.methods.medic.checks import as_clean, private_copy, unwrapped
 from layerscope.methods.medic.cloning import clone
 from layerscope.methods.medic.fresh import fresh_like
 from layerscope.methods.medic.weights import Kind
+from layerscope.probe.outputs import pick
 from layerscope.training.augment import Augment
+from layerscope.training.evaluation import home
+
+#: Builds the fresh network, for those that cannot be drawn anew from a copy.
+Factory = Callable[[], nn.Module]
 
 
 @dataclass(frozen=True)
 class Medic:
     """Importance-driven cloning at its defaults, as a defence to compare."""
 
-    clone_weight: float = 1.0
+    clone_weight: float = 3.0
     epochs: int = 30
     importance: Kind = "signed"
     batch_size: int = 64
     augment: str | Augment | None = None
+    factory: Factory | None = None
 
     def __call__(self, model: nn.Module, clean: Any, seed: int = 0) -> nn.Module:
         """The clone."""
         return clone(
             model, clean, clone_weight=self.clone_weight, epochs=self.epochs, importance=self.importance,
-            batch_size=self.batch_size, augment=self.augment, seed=seed, progress=False,
+            batch_size=self.batch_size, augment=self.augment, factory=self.factory, seed=seed, progress=False,
         ).model  # fmt: skip
 
 
@@ -39,18 +46,20 @@ class Medic:
 class UniformClone:
     """Cloning with the same weight 1/D for every neuron: the ablation of the importance.
 
-    The default weight has about the total that importance has at clone weight 1, where sum(w) is about 0.07; compare at
-    equal ``effective_clone_weight``, not at equal lambda.
+    The default weight has about the total that importance has at clone weight 3, where sum(w) was about 0.1 on a small
+    residual net; compare at equal ``effective_clone_weight``, not at equal lambda.
     """
 
-    clone_weight: float = 0.07
+    clone_weight: float = 0.28
     epochs: int = 30
     batch_size: int = 64
     augment: str | Augment | None = None
+    factory: Factory | None = None
 
     def __call__(self, model: nn.Module, clean: Any, seed: int = 0) -> nn.Module:
         """The clone."""
-        return Medic(self.clone_weight, self.epochs, "uniform", self.batch_size, self.augment)(model, clean, seed)
+        same = (self.batch_size, self.augment, self.factory)
+        return Medic(self.clone_weight, self.epochs, "uniform", *same)(model, clean, seed)
 
 
 @dataclass(frozen=True)
@@ -60,10 +69,12 @@ class Scratch:
     epochs: int = 30
     batch_size: int = 64
     augment: str | Augment | None = None
+    factory: Factory | None = None
 
     def __call__(self, model: nn.Module, clean: Any, seed: int = 0) -> nn.Module:
         """The new network."""
-        return Medic(0.0, self.epochs, "signed", self.batch_size, self.augment)(model, clean, seed)
+        same = (self.batch_size, self.augment, self.factory)
+        return Medic(0.0, self.epochs, "signed", *same)(model, clean, seed)
 
 
 @dataclass(frozen=True)
@@ -78,17 +89,18 @@ class Distill:
     lr: float = 1e-2
     batch_size: int = 64
     augment: str | Augment | None = None
+    factory: Factory | None = None
 
     def __call__(self, model: nn.Module, clean: Any, seed: int = 0) -> nn.Module:
         """The new network."""
         data, teacher, t = as_clean(clean), private_copy(model), self.temperature
-        student = fresh_like(unwrapped(model), seed)
+        student = self.factory().to(home(teacher)[0]) if self.factory else fresh_like(unwrapped(model), seed)
 
         def step(net: nn.Module, batch: Any) -> Tensor:
             x, y = batch
-            logits = net(x)
+            logits = pick(net(x), None)
             with torch.no_grad():
-                wanted = teacher(x).div(t).log_softmax(1)
+                wanted = pick(teacher(x), None).div(t).log_softmax(1)
             soft = F.kl_div((logits / t).log_softmax(1), wanted, reduction="batchmean", log_target=True)
             return F.cross_entropy(logits, y) + t**2 * soft
 

@@ -16,6 +16,7 @@ from layerscope.methods.medic.baselines.tuning import classifier_of, trainable, 
 from layerscope.methods.medic.checks import as_clean, private_copy
 from layerscope.methods.medic.errors import MedicError
 from layerscope.methods.medic.taps import feeds
+from layerscope.probe.outputs import pick
 from layerscope.probe.points import role_of
 from layerscope.training.augment import Augment
 from layerscope.training.evaluation import home
@@ -129,7 +130,7 @@ class ANP:
             for name, mask, move, shift in zip(norms, masks, moves, shifts, strict=True):
                 changed[f"{name}.weight"] = weights[f"{name}.weight"] * (mask + move)
                 changed[f"{name}.bias"] = weights[f"{name}.bias"] * (1 + shift)
-            return F.cross_entropy(functional_call(net, changed, (x[index],)), y[index])
+            return F.cross_entropy(pick(functional_call(net, changed, (x[index],)), None), y[index])
 
         for _ in range(self.iterations):
             index = torch.randint(len(x), (min(self.batch_size, len(x)),), generator=order).to(device)

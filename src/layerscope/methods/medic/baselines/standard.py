@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from layerscope.methods.medic.baselines.attention import NAD
-from layerscope.methods.medic.baselines.fresh import Distill, Medic, Scratch, UniformClone
+from layerscope.methods.medic.baselines.fresh import Distill, Factory, Medic, Scratch, UniformClone
 from layerscope.methods.medic.baselines.pruning import ANP, CLP, FinePrune
 from layerscope.methods.medic.baselines.tuning import FST, FTSAM, FineTune
 from layerscope.training.augment import Augment
@@ -21,14 +21,23 @@ class Defence(Protocol):
         ...
 
 
-def standard(augment: str | Augment | None = None, *, batch_size: int = 64) -> dict[str, Defence]:
-    """Every defence by name, at its published or default settings, none of them chosen by attack success."""
+def standard(
+    augment: str | Augment | None = None, *, batch_size: int = 64, factory: Factory | None = None
+) -> dict[str, Defence]:
+    """Every defence by name, at its published or default settings, none of them chosen by attack success.
+
+    Args:
+        augment: random changes in every defence's training.
+        batch_size: samples of one step.
+        factory: builds the fresh networks; by default they are copies of the model, drawn anew.
+    """
     both: Any = {"augment": augment, "batch_size": batch_size}
+    fresh: Any = {**both, "factory": factory}
     return {
-        "medic": Medic(**both),
-        "uniform clone": UniformClone(**both),
-        "scratch": Scratch(**both),
-        "distill": Distill(**both),
+        "medic": Medic(**fresh),
+        "uniform clone": UniformClone(**fresh),
+        "scratch": Scratch(**fresh),
+        "distill": Distill(**fresh),
         "fine-tune lr=0.01": FineTune(0.01, **both),
         "fine-tune lr=0.03": FineTune(0.03, **both),
         "fine-tune lr=0.1": FineTune(0.1, **both),

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from layerscope import training
 from layerscope.methods.medic.checks import as_clean, private_copy
 from layerscope.methods.medic.errors import MedicError
+from layerscope.probe.outputs import pick
 from layerscope.training.augment import Augment
 from layerscope.training.steps import StepFn
 
@@ -86,7 +87,7 @@ class FTSAM:
         moves: list[Tensor] = []
 
         def loss_of(batch: Any) -> Tensor:
-            return F.cross_entropy(net(batch[0]), batch[1], label_smoothing=self.smoothing)
+            return F.cross_entropy(pick(net(batch[0]), None), batch[1], label_smoothing=self.smoothing)
 
         def step(_: nn.Module, batch: Any) -> Tensor:
             slopes = torch.autograd.grad(loss_of(batch), weights)
@@ -134,7 +135,7 @@ class FST:
             head.reset_parameters()
 
         def step(_: nn.Module, batch: Any) -> Tensor:
-            return F.cross_entropy(net(batch[0]), batch[1]) + self.alpha * (head.weight * before).sum()
+            return F.cross_entropy(pick(net(batch[0]), None), batch[1]) + self.alpha * (head.weight * before).sum()
 
         class Rescale(training.Callback):
             def on_step(self, run: training.Run) -> None:

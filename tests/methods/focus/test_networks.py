@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -178,6 +179,25 @@ def test_mixed_routes_keep_sizes_right():
     with torch.no_grad():
         assert torch.equal(y[[0, 2]], net(x[[0, 2]]))
     close(y[1:2], f(x[1:2], aoi=masks[1:2]))
+
+
+@pytest.mark.parametrize("size", [(29, 34), (32, 31), (30, 33)])
+def test_tensorflow_padding_follows_the_size_of_the_input(size):
+    if find_spec("timm") is None:
+        pytest.skip("timm is not installed")
+    from layerscope.sources.zoo import import_timm
+
+    same = import_timm().layers.Conv2dSame
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        same(3, 8, 3, 2), nn.ReLU(), same(8, 8, 5, 1, groups=8), same(8, 12, 4, 2), nn.ReLU(), same(12, 8, 3, 3),
+        same(8, 6, 1, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+    ).eval()  # fmt: skip
+    f = check(net, "1", torch.randn(2, 3, *size))
+    assert f.unsupported == ()
+    other = torch.randn(1, 3, 41, 38)
+    with torch.no_grad():
+        close(f(other), net(other))
 
 
 def test_another_input_size_than_the_examples():

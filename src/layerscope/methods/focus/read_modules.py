@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -56,6 +57,19 @@ def conv_of(module: nn.Conv2d) -> Conv:
 def _conv(module: nn.Conv2d, node: fx.Node, context: Context) -> Kind:
     need_channels(node, context, last=False)
     return conv_of(module)
+
+
+def same_conv(module: nn.Module, node: fx.Node, context: Context) -> Kind:
+    """Timm's Conv2dSame: padded by the size of its input, as TensorFlow does."""
+    assert isinstance(module, nn.Conv2d)
+    need_channels(node, context, last=False)
+    kind = conv_of(module)
+    return replace(kind, geometry=replace(kind.geometry, padding=(0, 0), same=True))
+
+
+def is_same_conv(cls: type[nn.Module]) -> bool:
+    """Whether a class is timm's Conv2dSame, known by name: timm is not imported for it."""
+    return cls.__name__ == "Conv2dSame" and cls.__module__.startswith("timm.") and issubclass(cls, nn.Conv2d)
 
 
 def _linear(module: nn.Linear, node: fx.Node, context: Context) -> Kind:

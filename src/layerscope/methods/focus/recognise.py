@@ -14,7 +14,7 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 
 from layerscope.methods.focus.ops import Context, Conv, Op, Pad, Unsupported
 from layerscope.methods.focus.read_functions import FUNCTIONS, METHODS, stochastic_depth
-from layerscope.methods.focus.read_modules import MODULES, zero_pad
+from layerscope.methods.focus.read_modules import MODULES, is_same_conv, same_conv, zero_pad
 from layerscope.methods.focus.reading import first_argument, name_of
 
 
@@ -27,7 +27,7 @@ def recognise(node: fx.Node, context: Context) -> Op:
     if node.op == "call_module":
         module = context.modules[str(node.target)]
         kind = type_before_parametrizations(module)
-        reader = MODULES.get(kind)
+        reader = same_conv if is_same_conv(kind) else MODULES.get(kind)
         if reader is None:
             why = context.whole.get(str(node.target), "")
             raise Unsupported(f"{kind.__name__} does not run on rows" + (f": {why}" if why else ""))

@@ -303,9 +303,9 @@ class Runner:
 
         def run(x: Tensor) -> Rows:
             images, _, height, width = x.shape
-            level = self._full_level(images, height, width).through(g)
-            (ph, pw) = g.padding
-            eh, ew = g.extra
+            here = g.at(height, width)
+            level = self._full_level(images, height, width).through(here)
+            (ph, pw), (eh, ew) = here.padding, here.extra
             padded = F.pad(x, (pw, pw + ew + kw, ph, ph + eh)).movedim(1, -1).contiguous()
             index = table(images, height + 2 * ph + eh, width + 2 * pw + ew + kw, level)
             out = self._workspace.take(level.n, merged.weight.shape[0])

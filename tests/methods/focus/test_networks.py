@@ -68,6 +68,7 @@ def test_every_cut_of_every_network_works(name):
         nn.Conv2d(8, 8, 5, 3, groups=8),
         nn.Conv2d(8, 6, 3, padding="same"),
         nn.Conv2d(8, 6, 3, padding="valid"),
+        nn.Conv2d(8, 6, (4, 2), padding="same", dilation=(1, 3)),
         nn.Conv2d(8, 6, 1, 2, bias=False),
         nn.Conv2d(8, 6, 3, padding=3),
         nn.Conv2d(8, 6, 2),

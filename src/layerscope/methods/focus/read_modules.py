@@ -38,19 +38,21 @@ def conv_of(module: nn.Conv2d) -> Conv:
     """The layer as rows see it.
 
     Raises:
-        Unsupported: a padding mode other than zeros, or padding that differs between the two sides.
+        Unsupported: a padding mode other than zeros.
     """
     if module.padding_mode != "zeros":
         raise Unsupported(f"padding_mode {module.padding_mode!r}: only zeros")
+    extra = (0, 0)
     if isinstance(module.padding, str):
         total = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
-        if module.padding == "same" and any(t % 2 for t in total):
-            raise Unsupported("padding 'same' with an even kernel pads the two sides differently")
-        padding = (total[0] // 2, total[1] // 2) if module.padding == "same" else (0, 0)
+        same = module.padding == "same"
+        padding = (total[0] // 2, total[1] // 2) if same else (0, 0)
+        extra = (total[0] % 2, total[1] % 2) if same else (0, 0)
     else:
         padding = pair(module.padding)
     bias = module.bias if module.bias is not None else module.weight.new_zeros(module.out_channels)
-    geometry = Geometry(pair(module.kernel_size), pair(module.stride), padding, pair(module.dilation))
+    kernel, stride, dilation = pair(module.kernel_size), pair(module.stride), pair(module.dilation)
+    geometry = Geometry(kernel, stride, padding, dilation, extra=extra)
     return Conv(module.weight.detach(), bias.detach(), geometry, module.groups)
 
 

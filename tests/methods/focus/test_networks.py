@@ -80,6 +80,7 @@ def test_every_cut_of_every_network_works(name):
     ],
     ids=str,
 )
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 def test_layers_of_every_geometry(layer):
     f = check(chain(layer, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()), "1")
     assert f.unsupported == ()

@@ -8,6 +8,7 @@ geometry share one level object and one table.
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, replace
 from typing import Protocol
 from weakref import WeakSet
@@ -17,6 +18,8 @@ from torch import Tensor
 
 #: Entries of an index table that are no row. Never merged: padding reads zeros, an inactive position reads the fill.
 PADDING, INACTIVE = -1, -2
+#: Levels of full sets are shared by all threads that run one model.
+_MAKING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -161,12 +164,14 @@ class Level:
         geometry = geometry.at(*self.mask.shape[1:])
         if geometry in self._unchanged:
             return self
-        if (known := self.made.get(geometry)) is None:
-            known = self._make(geometry)
-            if known is self:  # not kept as a reference to itself: tables go as soon as nobody holds the first level
-                self._unchanged.add(geometry)
-            else:
-                self.made[geometry] = known
+        if (known := self.made.get(geometry)) is not None:
+            return known
+        with _MAKING:
+            known = self.made.get(geometry) or self._make(geometry)
+        if known is self:  # not kept as a reference to itself: tables go as soon as nobody holds the first level
+            self._unchanged.add(geometry)
+        else:
+            self.made[geometry] = known
         return known
 
     def _make(self, geometry: Geometry) -> Level:

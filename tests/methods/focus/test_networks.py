@@ -86,6 +86,31 @@ def test_layers_of_every_geometry(layer):
     assert f.unsupported == ()
 
 
+class PadFirst(nn.Module):
+    def __init__(self, conv: nn.Conv2d, value: float = 0.0) -> None:
+        super().__init__()
+        self.conv, self.value = conv, value
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (1, 2, 0, 1), value=self.value))
+
+
+def test_padding_of_its_own_is_taken_in_where_it_is_zeros():
+    tail = nn.Sequential(nn.ReLU(), nn.Conv2d(6, 4, 3))
+    assert check(chain(PadFirst(nn.Conv2d(8, 6, 3, 2)), tail), "1").unsupported == ()
+    ones = chain(nn.Conv2d(8, 8, 3), PadFirst(nn.Conv2d(8, 6, 3, 2), 1.0), tail)
+    assert "pad" in check(ones, "1").unsupported[0]
+    for layers in (
+        (nn.ZeroPad2d(1), nn.Conv2d(8, 6, 3, padding=1, padding_mode="reflect"), tail),
+        (nn.ZeroPad2d(1), nn.MaxPool2d(3), nn.Conv2d(8, 6, 1), tail),
+    ):
+        net = chain(nn.Conv2d(8, 8, 3), *layers)
+        assert len(check(net, "1").unsupported) > 0
+    hooked = chain(nn.Conv2d(8, 8, 3), nn.ZeroPad2d(1), nn.Conv2d(8, 6, 3), tail)
+    hooked[4].register_forward_hook(lambda module, inputs, output: output + 1)
+    assert len(check(hooked, "1").unsupported) > 0
+
+
 def test_a_layer_with_hooks_runs_as_it_is():
     net = chain(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 3))
     net[4].register_forward_hook(lambda module, inputs, output: 2 * output)

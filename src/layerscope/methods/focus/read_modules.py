@@ -6,8 +6,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from layerscope.methods.focus.levels import Geometry
@@ -18,7 +16,6 @@ from layerscope.methods.focus.ops import (
     Conv,
     GlobalMean,
     Kind,
-    Pad,
     Pool,
     Same,
     Unsupported,
@@ -128,19 +125,6 @@ def _adaptive_max(module: nn.AdaptiveMaxPool2d, node: fx.Node, context: Context)
     return GlobalMean(keepdim=True, maximum=True)
 
 
-def zero_pad(module: nn.ZeroPad2d, node: fx.Node, context: Context) -> Pad:
-    """Zeros around the grid, if only convolutions read them."""
-    need_channels(node, context, last=False)
-    left, right, top, bottom = module.padding
-    if min(module.padding) < 0:
-        raise Unsupported("padding that crops")
-    modules = [context.modules.get(str(u.target)) if u.op == "call_module" else None for u in node.users]
-    users = zip(node.users, modules, strict=True)
-    if not all(type(m) is nn.Conv2d or u.target in CONVOLUTIONS for u, m in users):
-        raise Unsupported("zero padding that something else than a convolution reads")
-    return Pad(left, right, top, bottom)
-
-
 def _act_module(kind: str | None) -> Callable[[nn.Module, fx.Node, Context], Kind]:
     def read(module: nn.Module, node: fx.Node, context: Context) -> Kind:
         name = kind
@@ -163,9 +147,6 @@ def _softmaxless(kinds: dict[type[nn.Module], str | None]) -> dict[type[nn.Modul
     return {cls: _act_module(kind) for cls, kind in kinds.items()}
 
 
-CONVOLUTIONS = (F.conv2d, torch.conv2d)
-
-
 MODULES: dict[type[nn.Module], Any] = {
     nn.Conv2d: _conv,
     nn.Linear: _linear,
@@ -175,7 +156,6 @@ MODULES: dict[type[nn.Module], Any] = {
     nn.AvgPool2d: _avg_pool,
     nn.AdaptiveAvgPool2d: _adaptive,
     nn.AdaptiveMaxPool2d: _adaptive_max,
-    nn.ZeroPad2d: zero_pad,
     nn.Identity: _same,
     nn.Dropout: _same,
     nn.Dropout2d: _same,

@@ -209,6 +209,14 @@ def show_layers(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def processor() -> str:
+    """The processor's name and the instruction set that torch uses on it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()} ({torch.backends.cpu.get_cpu_capability()})"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--nets", nargs="*", default=list(NETS), choices=list(NETS))
@@ -220,7 +228,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     load = os.getloadavg()[0]
-    note = f"{platform.processor() or platform.machine()}, torch {torch.__version__}, one thread, load {load:.1f}"
+    note = f"{processor()}, torch {torch.__version__}, one thread, load {load:.1f}"
     print(f"Speed-ups; the columns are inactive shares at the cut. {note}, {args.repeats} repeats\n")
     layers = bench_layers(10 * args.repeats, args.backend)
     print(show_layers(layers) + "\n", flush=True)

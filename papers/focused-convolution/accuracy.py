@@ -62,25 +62,40 @@ def _paste(image: Tensor, patch: Tensor, generator: torch.Generator, over: bool 
     window.copy_(patch if over else torch.maximum(window, patch))
 
 
-def digits_task(clutter: bool, steps: int, copies: int, seed: int = 0) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
-    """A trained detector and test canvases whose digits it has not seen."""
-    train, test = (data.load("digits", split=s) for s in ("train", "test"))
-    grey = [0.5 * (s.x[:, 0] + 1) for s in (train, test)]
-    generator = torch.Generator().manual_seed(seed)
-    torch.manual_seed(seed)
-    net = detector()
+def train_detector(
+    net: nn.Module, digits: Tensor, labels: Tensor, clutter: bool, steps: int, generator: torch.Generator
+) -> None:
     optimizer = torch.optim.AdamW(net.parameters(), 3e-3, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)
     for step in range(steps):
         size, batch = (120, 6) if step % 6 == 5 else (44, 40)
-        pick = torch.randint(len(train.y), (batch,), generator=generator)
-        loss = F.cross_entropy(net(canvas(grey[0][pick], size, clutter, generator)), train.y[pick])
+        pick = torch.randint(len(labels), (batch,), generator=generator)
+        loss = F.cross_entropy(net(canvas(digits[pick], size, clutter, generator)), labels[pick])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
         if step % 50 == 49:
             print(f"step {step + 1}: loss {loss.item():.3f}", file=sys.stderr, flush=True)
+
+
+def digits_task(
+    clutter: bool, steps: int, copies: int, weights: Path | None, seed: int = 0
+) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
+    """A trained detector (read from ``weights`` if that exists, else kept there) and canvases of unseen digits."""
+    train, test = (data.load("digits", split=s) for s in ("train", "test"))
+    grey = [0.5 * (s.x[:, 0] + 1) for s in (train, test)]
+    generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)
+    net = detector()
+    if weights is not None and weights.exists():
+        net.load_state_dict(torch.load(weights, weights_only=True))
+    else:
+        train_detector(net, grey[0], train.y, clutter, steps, generator)
+        if weights is not None:
+            torch.save(net.state_dict(), weights)
+    # the canvases do not depend on whether the training was done now
+    generator = torch.Generator().manual_seed(seed + 1)
     group = torch.arange(len(test.y)).repeat(copies)  # the copies of one digit stay in one half
     return net.eval(), canvas(grey[1].repeat(copies, 1, 1), CANVAS, clutter, generator), test.y.repeat(copies), group
 
@@ -130,6 +145,7 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=1.0, help="points of accuracy that may be lost")
     parser.add_argument("--steps", type=int, default=400, help="training steps")
     parser.add_argument("--copies", type=int, default=4, help="canvases of each test digit")
+    parser.add_argument("--weights", type=Path, help="keep the trained detector here, and take it from here next time")
     parser.add_argument("--cut", default="auto", help="cut point")
     parser.add_argument("--relevance", nargs="*", default="auto", help="relevance maps to try")
     parser.add_argument("--cuts", type=int, default=2, help="cut points to try")
@@ -137,7 +153,9 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     net, x, y, group = (
-        lite0_task() if args.task == "lite0" else digits_task(args.task == "clutter", args.steps, args.copies)
+        lite0_task()
+        if args.task == "lite0"
+        else digits_task(args.task == "clutter", args.steps, args.copies, args.weights)
     )
     with torch.no_grad():
         if y is not None:

@@ -11,6 +11,7 @@ from layerscope.report.charts.panels import View, figure
 from layerscope.report.charts.scatter import Point, scatter
 from layerscope.report.charts.tables import table
 from layerscope.report.document import paragraph, section
+from layerscope.report.looks import TONES
 from layerscope.report.markup import Html, join
 from layerscope.report.styled import Lines, Piece
 from layerscope.report.views import register_view
@@ -42,14 +43,14 @@ def _timed_row(c: Candidate) -> list[str]:
     ]  # fmt: skip
 
 
-_MAPS_HEADER = ("map", "cut", "cells", "active", "drop", "chance", "margin", "+-", "verdict")
+_MAPS_HEADER = ("map", "cut", "active", "drop", "chance", "margin", "map or chance")
 
 
 def _maps(report: FocusReport) -> list[list[str]]:
     return [
         [
-            m.config.relevance, m.config.cut, f"{m.config.shape} of {m.config.grid}", f"{100 * m.active_share:.0f} %",
-            _number(m.drop), _number(m.chance_drop), _number(m.margin), _number(m.uncertainty), m.verdict,
+            m.config.relevance, m.config.cut, f"{100 * m.active_share:.0f} %", _number(m.drop), _number(m.chance_drop),
+            f"{m.margin:.1f} +- {m.uncertainty:.1f}", m.verdict,
         ]
         for m in report.maps
     ]  # fmt: skip
@@ -134,13 +135,11 @@ def focus_fragment(report: FocusReport) -> Html:
 
 
 def _trade_off(report: FocusReport, scored: Sequence[Candidate]) -> Html:
+    chosen = [report.chosen is not None and c.config == report.chosen.config for c in scored]
     points = [
-        Point(
-            "chosen" if report.chosen is not None and c.config == report.chosen.config else "",
-            c.predicted_ms, c.select_drop or 0.0,
-        )
-        for c in scored
-    ]  # fmt: skip
+        Point("chosen" if mine else "", c.predicted_ms, c.select_drop or 0.0, TONES[1 if mine else 0])
+        for c, mine in zip(scored, chosen, strict=True)
+    ]
     front, least = [], float("inf")
     for i, c in enumerate(scored):
         if (c.select_drop or 0.0) < least:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -67,6 +68,7 @@ def test_every_cut_of_every_network_works(name):
         nn.Conv2d(8, 8, 5, 3, groups=8),
         nn.Conv2d(8, 6, 3, padding="same"),
         nn.Conv2d(8, 6, 3, padding="valid"),
+        nn.Conv2d(8, 6, (4, 2), padding="same", dilation=(1, 3)),
         nn.Conv2d(8, 6, 1, 2, bias=False),
         nn.Conv2d(8, 6, 3, padding=3),
         nn.Conv2d(8, 6, 2),
@@ -78,9 +80,35 @@ def test_every_cut_of_every_network_works(name):
     ],
     ids=str,
 )
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 def test_layers_of_every_geometry(layer):
     f = check(chain(layer, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()), "1")
     assert f.unsupported == ()
+
+
+class PadFirst(nn.Module):
+    def __init__(self, conv: nn.Conv2d, value: float = 0.0) -> None:
+        super().__init__()
+        self.conv, self.value = conv, value
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (1, 2, 0, 1), value=self.value))
+
+
+def test_padding_of_its_own_is_taken_in_where_it_is_zeros():
+    tail = nn.Sequential(nn.ReLU(), nn.Conv2d(6, 4, 3))
+    assert check(chain(PadFirst(nn.Conv2d(8, 6, 3, 2)), tail), "1").unsupported == ()
+    ones = chain(nn.Conv2d(8, 8, 3), PadFirst(nn.Conv2d(8, 6, 3, 2), 1.0), tail)
+    assert "pad" in check(ones, "1").unsupported[0]
+    for layers in (
+        (nn.ZeroPad2d(1), nn.Conv2d(8, 6, 3, padding=1, padding_mode="reflect"), tail),
+        (nn.ZeroPad2d(1), nn.MaxPool2d(3), nn.Conv2d(8, 6, 1), tail),
+    ):
+        net = chain(nn.Conv2d(8, 8, 3), *layers)
+        assert len(check(net, "1").unsupported) > 0
+    hooked = chain(nn.Conv2d(8, 8, 3), nn.ZeroPad2d(1), nn.Conv2d(8, 6, 3), tail)
+    hooked[4].register_forward_hook(lambda module, inputs, output: output + 1)
+    assert len(check(hooked, "1").unsupported) > 0
 
 
 def test_a_layer_with_hooks_runs_as_it_is():
@@ -178,6 +206,25 @@ def test_mixed_routes_keep_sizes_right():
     with torch.no_grad():
         assert torch.equal(y[[0, 2]], net(x[[0, 2]]))
     close(y[1:2], f(x[1:2], aoi=masks[1:2]))
+
+
+@pytest.mark.parametrize("size", [(29, 34), (32, 31), (30, 33)])
+def test_tensorflow_padding_follows_the_size_of_the_input(size):
+    if find_spec("timm") is None:
+        pytest.skip("timm is not installed")
+    from layerscope.sources.zoo import import_timm
+
+    same = import_timm().layers.Conv2dSame
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        same(3, 8, 3, 2), nn.ReLU(), same(8, 8, 5, 1, groups=8), same(8, 12, 4, 2), nn.ReLU(), same(12, 8, 3, 3),
+        same(8, 6, 1, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+    ).eval()  # fmt: skip
+    f = check(net, "1", torch.randn(2, 3, *size))
+    assert f.unsupported == ()
+    other = torch.randn(1, 3, 41, 38)
+    with torch.no_grad():
+        close(f(other), net(other))
 
 
 def test_another_input_size_than_the_examples():

@@ -32,7 +32,7 @@ class FocusedConv2d(nn.Module):
 
     Raises:
         FocusTypeError: not a Conv2d.
-        FocusError: a padding mode other than zeros, or uneven 'same' padding.
+        FocusError: a padding mode other than zeros.
     """
 
     def __init__(

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from layerscope.errors import did_you_mean
 from layerscope.methods.focus.errors import FocusError, FocusTypeError
 from layerscope.methods.focus.ops import Act, Affine, Context, Norm, Permute, Pool, Same, Unsupported
-from layerscope.methods.focus.recognise import recognise
+from layerscope.methods.focus.recognise import recognise, zeros_around
 
 #: Activations whose output is never negative, and those that dip slightly below zero.
 _NON_NEGATIVE, _NEARLY = ("relu", "relu6"), ("silu", "gelu", "hardswish")
@@ -251,7 +251,7 @@ def _cuts(module: fx.GraphModule, context: Context) -> tuple[Cut, ...]:
         shape = context.shapes.get(node, ())
         if live != {node} or len(shape) != 4 or node.op == "placeholder" or min(shape[2:]) < 2:
             continue
-        if _belongs_to_next(node, context) or _is_pad(node, context):
+        if _belongs_to_next(node, context) or zeros_around(node, context) is not None:
             continue
         name = str(node.target) if node.op == "call_module" else node.name
         if any(cut.name == name for cut in cuts):  # a module that is called twice
@@ -270,10 +270,6 @@ def _belongs_to_next(node: fx.Node, context: Context) -> bool:
     except Unsupported:
         return False
     return isinstance(kind, Affine | Act | Same | Permute | Norm)
-
-
-def _is_pad(node: fx.Node, context: Context) -> bool:
-    return node.op == "call_module" and type(context.modules[str(node.target)]) is nn.ZeroPad2d
 
 
 def _brightness(node: fx.Node, context: Context) -> str:

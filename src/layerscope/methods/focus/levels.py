@@ -8,7 +8,8 @@ geometry share one level object and one table.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, replace
 from typing import Protocol
 from weakref import WeakSet
 
@@ -17,6 +18,8 @@ from torch import Tensor
 
 #: Entries of an index table that are no row. Never merged: padding reads zeros, an inactive position reads the fill.
 PADDING, INACTIVE = -1, -2
+#: Levels of full sets are shared by all threads that run one model.
+_MAKING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,19 @@ class Geometry:
     ceil_mode: bool = False
     extra: tuple[int, int] = (0, 0)
     """Padding at the bottom and right beyond that at the top and left; TensorFlow's 'same' pads one side more."""
+    same: bool = False
+    """Padded by the size of the input, so that ceil(size / stride) outputs come out; see :meth:`at`."""
+
+    def at(self, height: int, width: int) -> Geometry:
+        """This geometry on a grid of this size: what ``same`` pads there becomes ``padding`` and ``extra``."""
+        if not self.same:
+            return self
+        total = [
+            max((-(-n // s) - 1) * s + d * (k - 1) + 1 - n, 0)
+            for n, s, d, k in zip((height, width), self.stride, self.dilation, self.kernel, strict=True)
+        ]
+        less, more = (total[0] // 2, total[1] // 2), (total[0] % 2, total[1] % 2)
+        return replace(self, padding=less, extra=more, same=False)
 
     @property
     def taps(self) -> int:
@@ -145,14 +161,17 @@ class Level:
 
     def through(self, geometry: Geometry) -> Level:
         """The level after a layer of this geometry; the same object for every layer that leads to the same grid."""
+        geometry = geometry.at(*self.mask.shape[1:])
         if geometry in self._unchanged:
             return self
-        if (known := self.made.get(geometry)) is None:
-            known = self._make(geometry)
-            if known is self:  # not kept as a reference to itself: tables go as soon as nobody holds the first level
-                self._unchanged.add(geometry)
-            else:
-                self.made[geometry] = known
+        if (known := self.made.get(geometry)) is not None:
+            return known
+        with _MAKING:
+            known = self.made.get(geometry) or self._make(geometry)
+        if known is self:  # not kept as a reference to itself: tables go as soon as nobody holds the first level
+            self._unchanged.add(geometry)
+        else:
+            self.made[geometry] = known
         return known
 
     def _make(self, geometry: Geometry) -> Level:
@@ -178,6 +197,7 @@ class Level:
 
     def table(self, geometry: Geometry) -> Tensor:
         """Index table [n_out, taps] of a layer of this geometry: row numbers, PADDING or INACTIVE."""
+        geometry = geometry.at(*self.mask.shape[1:])
         if geometry not in self._table:
             self._table[geometry] = self.tables.table(self, self.through(geometry), geometry)
         return self._table[geometry]

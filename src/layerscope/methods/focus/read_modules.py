@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from layerscope.methods.focus.levels import Geometry
@@ -17,7 +16,6 @@ from layerscope.methods.focus.ops import (
     Conv,
     GlobalMean,
     Kind,
-    Pad,
     Pool,
     Same,
     Unsupported,
@@ -37,25 +35,40 @@ def conv_of(module: nn.Conv2d) -> Conv:
     """The layer as rows see it.
 
     Raises:
-        Unsupported: a padding mode other than zeros, or padding that differs between the two sides.
+        Unsupported: a padding mode other than zeros.
     """
     if module.padding_mode != "zeros":
         raise Unsupported(f"padding_mode {module.padding_mode!r}: only zeros")
+    extra = (0, 0)
     if isinstance(module.padding, str):
         total = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
-        if module.padding == "same" and any(t % 2 for t in total):
-            raise Unsupported("padding 'same' with an even kernel pads the two sides differently")
-        padding = (total[0] // 2, total[1] // 2) if module.padding == "same" else (0, 0)
+        same = module.padding == "same"
+        padding = (total[0] // 2, total[1] // 2) if same else (0, 0)
+        extra = (total[0] % 2, total[1] % 2) if same else (0, 0)
     else:
         padding = pair(module.padding)
     bias = module.bias if module.bias is not None else module.weight.new_zeros(module.out_channels)
-    geometry = Geometry(pair(module.kernel_size), pair(module.stride), padding, pair(module.dilation))
+    kernel, stride, dilation = pair(module.kernel_size), pair(module.stride), pair(module.dilation)
+    geometry = Geometry(kernel, stride, padding, dilation, extra=extra)
     return Conv(module.weight.detach(), bias.detach(), geometry, module.groups)
 
 
 def _conv(module: nn.Conv2d, node: fx.Node, context: Context) -> Kind:
     need_channels(node, context, last=False)
     return conv_of(module)
+
+
+def same_conv(module: nn.Module, node: fx.Node, context: Context) -> Kind:
+    """Timm's Conv2dSame: padded by the size of its input, as TensorFlow does."""
+    assert isinstance(module, nn.Conv2d)
+    need_channels(node, context, last=False)
+    kind = conv_of(module)
+    return replace(kind, geometry=replace(kind.geometry, padding=(0, 0), same=True))
+
+
+def is_same_conv(cls: type[nn.Module]) -> bool:
+    """Whether a class is timm's Conv2dSame, known by name: timm is not imported for it."""
+    return cls.__name__ == "Conv2dSame" and cls.__module__.startswith("timm.") and issubclass(cls, nn.Conv2d)
 
 
 def _linear(module: nn.Linear, node: fx.Node, context: Context) -> Kind:
@@ -112,19 +125,6 @@ def _adaptive_max(module: nn.AdaptiveMaxPool2d, node: fx.Node, context: Context)
     return GlobalMean(keepdim=True, maximum=True)
 
 
-def zero_pad(module: nn.ZeroPad2d, node: fx.Node, context: Context) -> Pad:
-    """Zeros around the grid, if only convolutions read them."""
-    need_channels(node, context, last=False)
-    left, right, top, bottom = module.padding
-    if min(module.padding) < 0:
-        raise Unsupported("padding that crops")
-    modules = [context.modules.get(str(u.target)) if u.op == "call_module" else None for u in node.users]
-    users = zip(node.users, modules, strict=True)
-    if not all(type(m) is nn.Conv2d or u.target in CONVOLUTIONS for u, m in users):
-        raise Unsupported("zero padding that something else than a convolution reads")
-    return Pad(left, right, top, bottom)
-
-
 def _act_module(kind: str | None) -> Callable[[nn.Module, fx.Node, Context], Kind]:
     def read(module: nn.Module, node: fx.Node, context: Context) -> Kind:
         name = kind
@@ -147,9 +147,6 @@ def _softmaxless(kinds: dict[type[nn.Module], str | None]) -> dict[type[nn.Modul
     return {cls: _act_module(kind) for cls, kind in kinds.items()}
 
 
-CONVOLUTIONS = (F.conv2d, torch.conv2d)
-
-
 MODULES: dict[type[nn.Module], Any] = {
     nn.Conv2d: _conv,
     nn.Linear: _linear,
@@ -159,7 +156,6 @@ MODULES: dict[type[nn.Module], Any] = {
     nn.AvgPool2d: _avg_pool,
     nn.AdaptiveAvgPool2d: _adaptive,
     nn.AdaptiveMaxPool2d: _adaptive_max,
-    nn.ZeroPad2d: zero_pad,
     nn.Identity: _same,
     nn.Dropout: _same,
     nn.Dropout2d: _same,

@@ -132,7 +132,7 @@ class MapScore:
         """Whether the map beats chance, at 95 % on one side."""
         if self.margin - self.uncertainty > 0:
             return "beats chance"
-        return "worse than chance" if self.margin + self.uncertainty < 0 else "no better than chance"
+        return "worse" if self.margin + self.uncertainty < 0 else "no better"
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -57,6 +58,7 @@ class Runner:
     def __init__(self, plan: Plan, backend: Backend, fills: dict[fx.Node, Tensor]) -> None:
         self.plan, self.backend, self.fills = plan, backend, fills
         self._workspace = Workspace(backend.memory)
+        self._lock = threading.Lock()
         self._full: dict[tuple[int, int, int], Level] = {}
         self._operations = [self._prepare(step) for step in plan.steps]
         self._inputs = [n for n in plan.traced.module.graph.nodes if n.op == "placeholder"]
@@ -144,11 +146,12 @@ class Runner:
 
     def _full_level(self, images: int, height: int, width: int) -> Level:
         key = (images, height, width)
-        if key not in self._full:
-            while len(self._full) >= 4:
-                self._full.pop(next(iter(self._full)))
-            self._full[key] = self.level(torch.ones(key, dtype=torch.bool))
-        return self._full[key]
+        with self._lock:
+            if key not in self._full:
+                while len(self._full) >= 4:
+                    self._full.pop(next(iter(self._full)))
+                self._full[key] = self.level(torch.ones(key, dtype=torch.bool))
+            return self._full[key]
 
     def _dense(self, node: fx.Node, env: dict[fx.Node, Value]) -> Any:
         if node in self.plan.traced.context.constants:
@@ -303,9 +306,9 @@ class Runner:
 
         def run(x: Tensor) -> Rows:
             images, _, height, width = x.shape
-            level = self._full_level(images, height, width).through(g)
-            (ph, pw) = g.padding
-            eh, ew = g.extra
+            here = g.at(height, width)
+            level = self._full_level(images, height, width).through(here)
+            (ph, pw), (eh, ew) = here.padding, here.extra
             padded = F.pad(x, (pw, pw + ew + kw, ph, ph + eh)).movedim(1, -1).contiguous()
             index = table(images, height + 2 * ph + eh, width + 2 * pw + ew + kw, level)
             out = self._workspace.take(level.n, merged.weight.shape[0])

@@ -26,6 +26,7 @@ class Point:
     """One named point."""
 
     name: str
+    """May be empty: one of many."""
     x: float
     y: float
     tone: str = ""
@@ -68,17 +69,17 @@ def scatter(
     }
     joined = [k for k in path if k in placed]
     line = polyline([place_of(*placed[k], height) for k in joined]) if len(joined) > 1 else ""
-    names = _names(placed, joined, height)
+    names = _names({k: place for k, place in placed.items() if points[k].name}, joined, height)
     picture = plot(
         height + 40,
         y_axis(up, height, y_guides),
         x_axis(across, height, x_title),
         stretched(height, el("path", d=line, class_="ls-line ls-path")) if line else "",
         *(
-            _point(points[k], k, place, names[k], height, aside=bool(path) and k not in path)
+            _point(points[k], k, place, names.get(k), height, aside=bool(path) and k not in path)
             for k, place in placed.items()
         ),
-        label=f"{y_title} against {x_title} for " + ", ".join(p.name for p in points),
+        label=f"{y_title} against {x_title} for " + ", ".join(p.name for p in points if p.name),
     )
     rows = [(p.name, "", [write_x(p.x), write_y(p.y)]) for p in points]
     heading = el("p", y_title, class_="ls-y-title") if y_title else ""
@@ -115,13 +116,15 @@ def _names(placed: dict[int, tuple[float, float]], path: Sequence[int], height: 
     return found
 
 
-def _point(point: Point, key: int, place: tuple[float, float], name_y: float, height: int, aside: bool) -> Html:
+def _point(point: Point, key: int, place: tuple[float, float], name_y: float | None, height: int, aside: bool) -> Html:
     x, y = place[0], round(height * (1 - place[1]), 1)
     tone = point.tone or TONES[key % len(TONES)]
     shape = glyph_at(point.look, 0, y, 12) if point.look else el("circle", cy=y, r=4.5, class_="ls-point")
-    moved = abs(name_y - y) > _LIFT + 1
-    leader = el("path", d=f"M5 {y}L13 {name_y:.1f}", class_="ls-lead") if moved else ""
-    name = el("text", clip(point.name), class_="ls-name", x=15 if moved else 10, y=round(name_y, 1), dy=".35em")
+    leader, name = Html(""), Html("")
+    if name_y is not None:
+        moved = abs(name_y - y) > _LIFT + 1
+        leader = el("path", d=f"M5 {y}L13 {name_y:.1f}", class_="ls-lead") if moved else leader
+        name = el("text", clip(point.name), class_="ls-name", x=15 if moved else 10, y=round(name_y, 1), dy=".35em")
     return el(
         "svg",
         leader,

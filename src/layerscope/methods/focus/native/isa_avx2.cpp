@@ -2,7 +2,7 @@
 #if defined(__AVX2__) && defined(__FMA__)
 #include "simd_avx2.h"
 #define ISA_NAME "avx2"
-constexpr int MR = 6, NV = 2, RUN = 4;
+constexpr int MR = 6, NV = 2, RUN = 4, KU = 1;
 #include "kernels.inl"
 const Kernels* kernels_here() { return &table; }
 #else

@@ -2,7 +2,7 @@
 #ifdef __AVX512F__
 #include "simd_avx512.h"
 #define ISA_NAME "avx512"
-constexpr int MR = 12, NV = 2, RUN = 8;
+constexpr int MR = 12, NV = 2, RUN = 8, KU = 2;
 #include "kernels.inl"
 const Kernels* kernels_here() { return &table; }
 #else

@@ -1,10 +1,12 @@
 // The kernels, written once over the register type V. The including file defines V, ISA_NAME, MR (rows of a tile) and
-// NV (registers across channels); MR * NV accumulators, NV weights and one broadcast must fit the register file.
+// NV (registers across channels), KU (input channels at a time); MR * NV accumulators, KU * NV weights and one broadcast
+// must fit the register file.
 //
 // The convolution reads its inputs through a table of row numbers and never copies them: M. Dukhan, "The Indirect
 // Convolution Algorithm" (arXiv 1907.02129), restricted here to active output rows.
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 
 #include "rows.h"
 namespace {
@@ -84,19 +86,30 @@ void conv_rows(const ConvArgs& a, int64_t row, int64_t panel, Ahead ahead) {
     const char* next = ahead.from;
     const int64_t also = ahead.step > 64 ? 64 : 0;
     const float* wk = w;
-#pragma GCC unroll 4
-    for (int64_t k = 0; k < c; ++k, wk += NR) {
-      V b[NV];
-      for (int j = 0; j < NV; ++j) b[j] = V::load(wk + j * V::width);
-      __builtin_prefetch(next, 0, 2);
-      __builtin_prefetch(next + also, 0, 2);
-      next += ahead.step;
+    // KU channels at a time, row by row: a row's address, which seldom stays in a register, serves KU broadcasts.
+    const auto channels = [&](int64_t k, auto count) {
+      constexpr int K = decltype(count)::value;
+      V b[K][NV];
+      for (int u = 0; u < K; ++u) {
+        for (int j = 0; j < NV; ++j) b[u][j] = V::load(wk + u * NR + j * V::width);
+        __builtin_prefetch(next, 0, 2);
+        __builtin_prefetch(next + also, 0, 2);
+        next += ahead.step;
+      }
+      wk += K * NR;
 #pragma GCC unroll 16
       for (int i = 0; i < ROWS; ++i) {
-        const V x = V::all(p[i][k]);
-        for (int j = 0; j < NV; ++j) acc[i][j] = fma(x, b[j], acc[i][j]);
+        const float* row_i = p[i] + k;
+#pragma GCC unroll 4
+        for (int u = 0; u < K; ++u) {
+          const V x = V::all(row_i[u]);
+          for (int j = 0; j < NV; ++j) acc[i][j] = fma(x, b[u][j], acc[i][j]);
+        }
       }
-    }
+    };
+    int64_t k = 0;
+    for (; k + KU <= c; k += KU) channels(k, std::integral_constant<int, KU>());
+    for (; k < c; ++k) channels(k, std::integral_constant<int, 1>());
     ahead.from = next;
   }
   // Clamping covers no activation, ReLU and ReLU6 while the sums are still in registers; a smooth activation goes over

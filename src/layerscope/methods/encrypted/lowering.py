@@ -40,8 +40,8 @@ from layerscope.methods.encrypted.plain import execute
 from layerscope.methods.encrypted.quantizer import LogWeights, Rounding, exponent_count, log_quantize
 from layerscope.methods.encrypted.ranges import bounds, truncation
 
-#: Longest bias in units of its channel's smallest weight; beyond it weights give up precision to it.
-_BIAS_BITS = 20
+#: Bits by which a bias may exceed all that its channel's inputs can add up to; beyond, those give up precision to it.
+_BIAS_BITS = 12
 #: A shift that leaves nothing of any exact integer.
 _FAR = 60
 
@@ -200,7 +200,7 @@ class _Lowering:
         )
         if self.settings.shift == "exact":
             codes = codes.reduced()
-        codes = self._below_bias(codes, step.bias, unit)
+        codes = self._below_bias(codes, step.bias, unit, value)
         kept = torch.where(scale != 0, codes.dequantize() * unit / torch.where(scale != 0, scale, 1.0), w)
         truncating = self.settings.shift == "truncating"
         op = Conv(
@@ -230,12 +230,14 @@ class _Lowering:
         return replace(op, bias=integer), out_scale, np.zeros(w.shape[0])
 
     @staticmethod
-    def _below_bias(codes: LogWeights, bias: Tensor | None, unit: float) -> LogWeights:
-        """A coarser scale for channels whose weights are nothing beside their bias, as pruned channels have them."""
+    def _below_bias(codes: LogWeights, bias: Tensor | None, unit: float, value: Value) -> LogWeights:
+        """A coarser scale for channels whose inputs are nothing beside their bias, as pruned channels have them."""
         if bias is None:
             return codes
+        top = max(float(np.abs(value.lo).max()), float(np.abs(value.hi).max()), 1.0)
+        reach = (codes.q.abs().double().flatten(1).sum(1) * top).clamp(min=1.0).log2()
         size = bias.abs().clamp(min=1e-300).log2() - codes.exponent.double() - float(np.log2(unit))
-        return codes.coarser((size - _BIAS_BITS).ceil().clamp(min=0).long())
+        return codes.coarser((size - reach - _BIAS_BITS).ceil().clamp(min=0).long())
 
     def _per_weight(self, step: Step, per_channel: Floats) -> Tensor:
         """A per-input-channel array laid out like the weight [O, I/g, 1, 1]."""

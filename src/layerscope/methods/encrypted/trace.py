@@ -188,8 +188,9 @@ class _Reader(TorchFunctionMode):
         for part, tensor in enumerate(tensors):
             before = tuple(self.steps[i].shape for i in sources)
             call = Call(name, tuple(sources), _shape(tensor), before, part=part)
-            # a map or one vector a sample; sequences of tokens are no business of a convolutional network
-            made = make(call) if tensor.ndim in (2, 4) and tensor.shape[0] == _BATCH else None
+            made = make(call)
+            if made != "identity" and (tensor.ndim not in (2, 4) or tensor.shape[0] != _BATCH):
+                made = None  # neither a map nor one vector a sample: tokens
             if made == "identity":
                 self.index[id(tensor)] = sources[0]
                 self.alive.append(tensor)

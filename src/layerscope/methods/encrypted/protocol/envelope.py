@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
@@ -79,6 +79,11 @@ def open_envelope(data: bytes, kind: Kind) -> tuple[Header, memoryview]:
     try:
         raw = json.loads(bytes(body[:size]))
         header = Header(**{**raw, "shape": tuple(raw["shape"])})
+        if any(type(getattr(header, f.name)) is not type(f.default) for f in fields(header)[5:]) or not all(
+            isinstance(text, str)
+            for text in (header.kind, header.net, header.key, header.engine, header.engine_version)
+        ):
+            raise TypeError("a field of the wrong type")
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise EnvelopeError(f"the header of this {kind} is damaged; send or copy it again") from error
     payload = body[size:]

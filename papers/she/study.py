@@ -1,9 +1,13 @@
-"""Two studies on 14 x 14 Fashion-MNIST (first 6000 training and 2000 test images, normalised by 0.286 and 0.32).
+"""Studies on 14 x 14 Fashion-MNIST (first 6000 training and 2000 test images, normalised by 0.286 and 0.32).
 
 ::
 
-    python papers/she/study.py qat          # results/qat.json: 4-bit log weights after training, depths 4 and 8
-    python papers/she/study.py distortion   # results/distortion.json: polynomial activations against depth
+    python papers/she/study.py qat                         # results/qat.json: 4-bit log weights, depths 4 and 8
+    layerscope study run papers/she/distortion.toml        # KL and tails at every norm; then
+    python papers/she/study.py collect distortion          # its store -> results/distortion.jsonl
+    layerscope study run papers/she/survival.toml          # who trains at which depth; then
+    python papers/she/study.py collect survival            # its store -> results/survival.jsonl
+    python papers/she/study.py tables                      # what the README prints of both
 """
 
 from __future__ import annotations
@@ -11,24 +15,19 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import tyro
 from torch import Tensor
-from torch.nn import functional as F
 
-from layerscope import data
+from layerscope import study as studies
 from layerscope.methods import encrypted as she
 from layerscope.methods.encrypted import distortion
+from layerscope.methods.encrypted.distortion import images
 
-RESULTS = Path(__file__).parent / "results"
-
-
-def images(split: str, count: int) -> tuple[Tensor, Tensor]:
-    """Pixels in [0, 1], averaged 2 x 2, normalised."""
-    found = data.load("fashion-mnist", split)
-    x = F.avg_pool2d((found.x[:count] + 1) / 2, 2)
-    return (x - 0.286) / 0.32, found.y[:count]
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
 
 
 def write(name: str, record: dict[str, object]) -> None:
@@ -71,20 +70,84 @@ def accuracy(net: she.QuantizedNet, test: tuple[Tensor, Tensor]) -> float:
     return float((logits.argmax(1) == test[1]).float().mean())
 
 
-def distort(depths: tuple[int, ...] = (2, 4, 6, 8), seeds: tuple[int, ...] = (0,)) -> None:
-    """Square and Hermite activations, trained and swapped, with tail statistics at every norm."""
-    torch.set_num_threads(1)
-    train, test = images("train", 6000), images("test", 2000)
-    trials = []
-    for depth in depths:
-        study = distortion.study_activations(train, test, depths=(depth,), seeds=seeds)
-        trials += study.to_dict()["trials"]
-        for t in study.trials:
-            print(
-                t.depth, t.activation, t.mode, t.seed, round(t.accuracy, 3), t.last, round(t.init_growth, 1), flush=True
-            )
-        write("distortion.json", {"command": "python papers/she/study.py distortion", "trials": trials})
+def collect(study: str, store: Path | None = None, hardware: str = "CPU") -> None:
+    """Append the finished trials of a study's store to its committed rows, once each.
+
+    Args:
+        study: ``survival`` or ``distortion``.
+        store: SQLite file, if it is not beside the study file.
+        hardware: What they were trained on, for the rows.
+    """
+    target = RESULTS / f"{study}.jsonl"
+    known = {json.dumps(row["params"], sort_keys=True) for row in read(target)}
+    with studies.Store(store or HERE / f"{study}.sqlite") as kept, target.open("a") as file:
+        for row in kept.rows():
+            params = {k: v for k, v in row.params.items() if k != "device"}
+            if row.state == "done" and json.dumps(params, sort_keys=True) not in known:
+                file.write(json.dumps({"params": params, "hardware": hardware, **row.result}) + "\n")
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def tables() -> None:
+    """The tables of the README, from the committed rows."""
+    rows = read(RESULTS / "survival.jsonl")
+    trained = {"CPU": "chosen on", "NVIDIA H200": "tested on"}
+    print(f"AUROC for an accuracy of at least {ENOUGH}, polynomial activations")
+    for hardware, role in trained.items():
+        part = [r for r in rows if r["hardware"] == hardware and r["params"]["activation"] != "relu"]
+        survived = [r["accuracy"] >= ENOUGH for r in part]
+        print(f"{role} {len(part)} nets, {sum(survived)} survive")
+        for name, sign in SIGNS.items():
+            print(f"  {name:<10} {auroc([sign * float(r['init'][name]) for r in part], survived):.3f}")
+        bands = {"above -2": (-2.0, 99.0), "between": (-4.0, -2.0), "below -4": (-99.0, -4.0)}
+        for name, (low, high) in bands.items():
+            inside = [s for r, s in zip(part, survived, strict=True) if low <= float(r["init"]["contrast"]) < high]
+            print(f"  contrast {name:<9} {sum(inside)} of {len(inside)} survive")
+    print("one threshold for all but one activation, on that one")
+    for held in sorted({r["params"]["activation"] for r in rows} - {"relu"}):
+        others = [r for r in rows if r["params"]["activation"] not in (held, "relu")]
+        cut = max((x / 20 for x in range(-200, 0)), key=lambda t: (hits(others, t), -abs(t + 2.5)))
+        mine = [r for r in rows if r["params"]["activation"] == held]
+        print(f"  {held:<8} cut {cut:.2f}: {hits(mine, cut)} of {len(mine)} right")
+    print("\ndepth x activation: accuracy (seeds that were trained)")
+    cells: dict[tuple[str, int], list[float]] = {}
+    for r in rows:
+        cells.setdefault((r["params"]["activation"], r["params"]["depth"]), []).append(r["accuracy"])
+    depths = sorted({d for _, d in cells})
+    print(f"{'':<8}" + "".join(f"{d:>22}" for d in depths))
+    for name in ("relu", "line10", "herm2", "quad8", "line1", "herm4", "square"):
+        print(f"{name:<8}" + "".join(f"{' '.join(f'{a:.2f}' for a in cells.get((name, d), [])):>22}" for d in depths))
+    print("\ndistortion: last norm, mean over seeds: accuracy, KL, kurtosis (largest), |z| (largest)")
+    found: dict[tuple[int, str, str], list[dict[str, Any]]] = {}
+    for r in read(RESULTS / "distortion.jsonl"):
+        for t in r["trials"]:
+            found.setdefault((t["depth"], t["activation"], t["mode"]), []).append(t)
+    for (depth, name, mode), cell in sorted(found.items()):
+        last = [t["layers"][-1] for t in cell]
+        kl = sum(float(z["kl"]) for z in last) / len(last)
+        kurtosis, reach = (max(float(z[k]) for z in last) for k in ("kurtosis", "absmax"))
+        accuracies = " ".join(f"{t['accuracy']:.3f}" for t in cell)
+        print(f"  {depth:>2} {mode:<8} {name:<7} {accuracies}  KL {kl:.3g}  kurtosis {kurtosis:.3g}  |z| {reach:.2g}")
+
+
+ENOUGH = 0.7
+#: Statistic -> +1 where large values speak for survival.
+SIGNS = {"contrast": 1, "rank": 1, "agreement": 1, "bulk": 1, "samples": 1, "kurtosis": -1, "absmax": -1}
+
+
+def hits(rows: list[dict[str, Any]], cut: float) -> int:
+    return sum((float(r["init"]["contrast"]) > cut) == (r["accuracy"] >= ENOUGH) for r in rows)
+
+
+def auroc(scores: list[float], labels: list[bool]) -> float:
+    """Share of pairs (one survives, one does not) that the score puts in the right order."""
+    yes = [s for s, y in zip(scores, labels, strict=True) if y]
+    no = [s for s, y in zip(scores, labels, strict=True) if not y]
+    return sum((a > b) + 0.5 * (a == b) for a in yes for b in no) / (len(yes) * len(no))
 
 
 if __name__ == "__main__":
-    tyro.extras.subcommand_cli_from_dict({"qat": qat, "distortion": distort})
+    tyro.extras.subcommand_cli_from_dict({"qat": qat, "collect": collect, "tables": tables})

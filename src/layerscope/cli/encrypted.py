@@ -133,7 +133,8 @@ def query(
     holder.load_keys(key)
     if send_keys:
         she.post(host, port, "/keys", holder.evaluation_keys())
-    logits = holder.decrypt(she.post(host, port, "/run", holder.encrypt(x, clip=clip, canary=True)))
+    request = holder.encrypt(x, clip=clip, canary=True)
+    logits = holder.decrypt(she.post(host, port, "/run", request), request=request)
     if clip and holder.clipped:
         print(f"{holder.clipped} values were saturated")
     for i, row in enumerate(logits):

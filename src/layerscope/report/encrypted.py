@@ -100,9 +100,7 @@ def fragment(report: CostReport) -> Html:
     rows: list[list[object]] = []
     for layer in report.layers:
         if layer.reason:
-            rows.append(
-                [layer.name, layer.kind, count(layer.units), f"not possible: {layer.reason}", *[""] * (len(header) - 4)]
-            )
+            rows.append([layer.name, layer.kind, count(layer.units), "not possible", *[""] * (len(header) - 4)])
             continue
         rows.append([
             layer.name, layer.kind, count(layer.units), count(layer.weights), count(layer.adds),
@@ -121,6 +119,16 @@ def fragment(report: CostReport) -> Html:
         ),
         section("Layer by layer", table(rows, header, numeric_from=2)),
     ]
+    if report.unpriced:
+        why: dict[tuple[str, str], list[str]] = {}
+        for layer in report.unpriced:
+            why.setdefault((layer.kind, layer.reason), []).append(layer.name)
+        parts.append(
+            section(
+                "What cannot be evaluated",
+                *[paragraph(f"{kind} ({', '.join(names)}): {reason}.") for (kind, reason), names in why.items()],
+            )
+        )
     if report.advice:
         shown = [
             [a.change, count(a.bootstraps), f"{a.factor:.2f}", a.widest_lookup or "-", a.accuracy or "-"]

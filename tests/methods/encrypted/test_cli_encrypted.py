@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -36,6 +37,54 @@ def test_serve_keygen_query_over_loopback(tmp_path, capsys):
         process.stdout.close()
     lines = [row for row in capsys.readouterr().out.splitlines() if ": class" in row]
     assert [int(row.split()[2]) for row in lines] == qnet(x[:3]).argmax(1).tolist()
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs /proc to read another process's memory")
+def test_the_serving_process_never_holds_a_secret(tmp_path):
+    """Its memory and open files are searched for the key's bytes; the public key's are found, so the search works."""
+    net, x = made("residual")
+    compiled = she.compile(she.quantize(net, x, bits=3, act_bits=3), "plain")
+    compiled.server().save(tmp_path / "server")
+    client = compiled.client()
+    client.keygen(tmp_path / "key")
+    code = f"from layerscope.cli import encrypted as c; c.serve({str(tmp_path / 'server')!r}, port=0)"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        port = int(process.stdout.readline().strip().rsplit(":", 1)[1])
+        she.post("127.0.0.1", port, "/keys", client.evaluation_keys())
+        request = client.encrypt(x[:1], canary=True)
+        client.decrypt(she.post("127.0.0.1", port, "/run", request), request=request)
+        secret, public = client._session.secret(), client._session.evaluation()
+        try:
+            found = searched(process.pid, (secret, public))
+        except PermissionError:
+            pytest.skip("this system does not let a process read its child's memory")
+        files = [p.readlink().name for p in Path(f"/proc/{process.pid}/fd").iterdir()]
+    finally:
+        process.terminate()
+        process.wait()
+        process.stdout.close()
+    assert found == (False, True)
+    assert "key" not in files
+
+
+def searched(pid: int, needles: tuple[bytes, ...]) -> tuple[bool, ...]:
+    """Whether each byte string stands anywhere in a process's writable memory."""
+    found = [False] * len(needles)
+    with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
+        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+            place, mode, *_ = line.split()
+            if not mode.startswith("rw"):
+                continue
+            start, stop = (int(n, 16) for n in place.split("-"))
+            try:
+                memory.seek(start)
+                data = memory.read(stop - start)
+            except (OSError, OverflowError):
+                continue
+            found = [f or n in data for f, n in zip(found, needles, strict=True)]
+    return tuple(found)
 
 
 def test_bad_files_are_one_sentence(tmp_path):

@@ -18,6 +18,8 @@ def test_polynomials_by_their_formulas():
     formulas = {
         "square": z**2,
         "quad8": z**2 / 8 + z / 4 + 0.5,
+        "line10": z + z**2 / 10,
+        "line1": z + z**2,
         "herm2": 0.398942 + 0.5 * z + 0.199471 * (z**2 - 1),
         "herm4": 0.398942 + 0.5 * z + 0.199471 * (z**2 - 1) - 0.0166226 * (z**4 - 6 * z**2 + 3),
     }

@@ -147,7 +147,7 @@ def test_damage_truncation_and_newer_formats(rig):
         "cut short": request[:-3],
         "no layerscope envelope": b"hello",
         "checksum": request[:-1] + bytes([request[-1] ^ 1]),
-        "format 2": newer,
+        "format 3": newer,
         "inside its header": request[:40],
     }
     for words, data in cases.items():

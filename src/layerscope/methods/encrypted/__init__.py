@@ -50,6 +50,8 @@ if TYPE_CHECKING:
     from layerscope.methods.encrypted.qat import QatNet as QatNet
     from layerscope.methods.encrypted.qat import finetune as finetune
     from layerscope.methods.encrypted.quantizer import log_quantize as log_quantize
+    from layerscope.methods.encrypted.survival import Survival as Survival
+    from layerscope.methods.encrypted.survival import predict_survival as predict_survival
 
 __getattr__, __dir__, __all__ = lazy(
     __name__,
@@ -63,6 +65,8 @@ __getattr__, __dir__, __all__ = lazy(
         "CkksNet": "backends.ckks",
         "Square": "backends.ckks",
         "study_activations": "distortion",
+        "predict_survival": "survival",
+        "Survival": "survival",
         "cost": "costs.cost",
         "advise": "costs.advice",
         "CostReport": "costs.records",

@@ -274,14 +274,20 @@ def init_kurtosis(depth: int, name: str, inputs: Tensor, seed: int, samples: int
 
 
 def trial(
-    depth: int, seed: int, epochs: int = 4, samples: int = 6000, tests: int = 2000, device: str = "cpu"
+    depth: int,
+    seed: int,
+    epochs: int = 4,
+    samples: int = 6000,
+    tests: int = 2000,
+    device: str = "cpu",
+    trained: tuple[str, ...] = ("square", "herm2"),
 ) -> dict[str, Any]:
-    """One row of the study in papers/she: every activation at one depth and seed, trained and swapped."""
+    """One row of the study in papers/she: polynomials at one depth and seed, trained, and swapped into the ReLU net."""
     study = study_activations(
         images("train", samples, device),
         images("test", tests, device),
         depths=(depth,),
-        trained=("square", "quad8", "herm2", "herm4"),
+        trained=trained,
         seeds=(seed,),
         epochs=epochs,
     )

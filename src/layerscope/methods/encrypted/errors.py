@@ -31,7 +31,8 @@ class WidthError(EncryptedError):
     def __init__(self, layer: str, width: int, limit: int, backend: str) -> None:
         super().__init__(
             f"{layer}: {width} bits are needed, the {backend} backend takes at most {limit}. Three remedies: fewer "
-            f"exponents (bits=3 or smaller), fewer activation bits (act_bits), a larger shift (lookup_bits={limit})"
+            f"exponents (bits=3 or smaller), fewer activation bits (act_bits), "
+            + (f"a larger shift (lookup_bits={limit})" if limit < 53 else "an activation between the linear layers")
         )
         self.layer, self.width, self.limit = layer, width, limit
 

@@ -21,8 +21,11 @@ from layerscope.methods.encrypted.floatgraph import FloatGraph, without
 
 
 def norm_affine(module: nn.Module) -> tuple[Tensor, Tensor] | None:
-    """(a, d) of a batch norm with running statistics, in float64; None for any other module."""
-    if not isinstance(module, _BatchNorm):
+    """(a, d) of one of torch's batch norms with running statistics, in float64; None for any other module.
+
+    Classes that inherit from a batch norm often hold an activation too and are not taken for one.
+    """
+    if not isinstance(module, _BatchNorm) or not type(module).__module__.startswith("torch.nn.modules"):
         return None
     mean, var = module.running_mean, module.running_var
     if mean is None or var is None:

@@ -7,6 +7,7 @@ calibration batch. Rounding instead of flooring is free: half a step goes into t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -36,8 +37,13 @@ from layerscope.methods.encrypted.graph import (
     width_of,
 )
 from layerscope.methods.encrypted.plain import execute
-from layerscope.methods.encrypted.quantizer import Rounding, exponent_count, log_quantize
+from layerscope.methods.encrypted.quantizer import LogWeights, Rounding, exponent_count, log_quantize
 from layerscope.methods.encrypted.ranges import bounds, truncation
+
+#: Bits by which a bias may exceed all that its channel's inputs can add up to; beyond, those give up precision to it.
+_BIAS_BITS = 12
+#: A shift that leaves nothing of any exact integer.
+_FAR = 60
 
 
 @dataclass(frozen=True)
@@ -103,7 +109,10 @@ def lower(
     """
     settings.check()
     graph.require_supported()
-    calib = calib.detach().double().reshape(-1, *graph.in_shape)
+    if not isinstance(calib, Tensor) or calib.ndim < 2 or calib[:1].numel() != math.prod(graph.in_shape):
+        got = list(calib.shape) if isinstance(calib, Tensor) else type(calib).__name__
+        raise QuantizationError(f"expected a calibration batch [N, {', '.join(map(str, graph.in_shape))}], got {got}")
+    calib = calib.detach().double().cpu().reshape(-1, *graph.in_shape)
     if calib.numel() == 0 or not bool(torch.isfinite(calib).all()):
         raise QuantizationError("the calibration batch must hold at least one sample and no NaN or infinity")
     return _Lowering(graph, settings, scales or {}).run(calib, input_range)
@@ -135,7 +144,7 @@ class _Lowering:
 
     def _input(self, calib: Tensor, input_range: tuple[float, float] | None) -> _Held:
         lo, hi = input_range or (float(calib.min()), float(calib.max()))
-        if not lo < hi:
+        if not (math.isfinite(lo) and math.isfinite(hi) and lo < hi):
             raise QuantizationError(f"inputs from {lo} to {hi} have no range; give input_range=(smallest, largest)")
         lo = 0.0 if 0 <= lo < (hi - lo) / 16 else lo  # an offset costs bias work at padded borders: not for nothing
         bits = self.settings.input_bits or self.settings.act_bits
@@ -189,6 +198,9 @@ class _Lowering:
             rounding=self.settings.rounding,
             per_channel=self.settings.per_channel,
         )
+        if self.settings.shift == "exact":
+            codes = codes.reduced()
+        codes = self._below_bias(codes, step.bias, unit, value)
         kept = torch.where(scale != 0, codes.dequantize() * unit / torch.where(scale != 0, scale, 1.0), w)
         truncating = self.settings.shift == "truncating"
         op = Conv(
@@ -216,6 +228,16 @@ class _Lowering:
             bias = bias + border
         integer = torch.round(bias / torch.from_numpy(out_scale).view(-1, 1, 1)).long().numpy()
         return replace(op, bias=integer), out_scale, np.zeros(w.shape[0])
+
+    @staticmethod
+    def _below_bias(codes: LogWeights, bias: Tensor | None, unit: float, value: Value) -> LogWeights:
+        """A coarser scale for channels whose inputs are nothing beside their bias, as pruned channels have them."""
+        if bias is None:
+            return codes
+        top = max(float(np.abs(value.lo).max()), float(np.abs(value.hi).max()), 1.0)
+        reach = (codes.q.abs().double().flatten(1).sum(1) * top).clamp(min=1.0).log2()
+        size = bias.abs().clamp(min=1e-300).log2() - codes.exponent.double() - float(np.log2(unit))
+        return codes.coarser((size - reach - _BIAS_BITS).ceil().clamp(min=0).long())
 
     def _per_weight(self, step: Step, per_channel: Floats) -> Tensor:
         """A per-input-channel array laid out like the weight [O, I/g, 1, 1]."""
@@ -247,7 +269,11 @@ class _Lowering:
             )
         best = self._best_shift(step, held, floats, ratios, base)
         shift = ratios + best
-        self._round_half(held, step, np.where(shift > 0, 1 << np.maximum(shift - 1, 0), 0).astype(np.int64))
+        half = np.where(shift > 0, 1 << np.clip(shift - 1, 0, _FAR), 0).astype(np.int64)
+        never = held.value.hi < half  # such a channel's code is 0 for every input: no shift needs to say it
+        lengths = [max(0, int(top)).bit_length() for top in held.value.hi]
+        shift, half = np.where(never, lengths, shift), np.where(never, 0, half)
+        self._round_half(held, step, half)
         op = Requant(step.name, (held.op,), step.shape, shift, self.settings.act_bits)
         out = base * 2.0**best
         return op, np.full_like(scale, out), np.zeros_like(scale)
@@ -272,6 +298,7 @@ class _Lowering:
         return min(errors, key=lambda s: (errors[s], s))
 
     def _lookup_width(self, value: Value, shift: Ints) -> int:
+        shift = np.minimum(shift, _FAR)
         half = np.where(shift > 0, 1 << np.maximum(shift - 1, 0), 0)
         return max(
             width_of(int(lo), int(hi)) for lo, hi in zip(value.lo >> shift, (value.hi + half) >> shift, strict=True)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from layerscope._show import Shown
 from layerscope.methods.encrypted import plain
-from layerscope.methods.encrypted.errors import InputError
+from layerscope.methods.encrypted.errors import InputError, QuantizationError
 from layerscope.methods.encrypted.floatgraph import FloatGraph
 from layerscope.methods.encrypted.graph import Conv, Graph, Requant
 from layerscope.methods.encrypted.lowering import Settings, lower
@@ -138,6 +138,8 @@ def quantize(
         UnsupportedModuleError: a module without an exact integer form, or training mode.
         QuantizationError: settings or calibration data out of range.
     """
+    if not isinstance(calib, Tensor):
+        raise QuantizationError(f"expected a tensor of calibration inputs, got {type(calib).__name__}")
     graph = model if isinstance(model, FloatGraph) else trace(model, calib.shape[1:])
     settings = Settings(bits, act_bits, input_bits, rounding, shift, per_channel, lookup_bits)
     return QuantizedNet(lower(graph, calib, settings, input_range=input_range, scales=scales), settings, graph)
@@ -149,6 +151,8 @@ def check_codes(graph: Graph, codes: Tensor) -> Tensor:
     Raises:
         InputError: wrong dtype, wrong shape, or a code outside [0, 2^bits - 1].
     """
+    if not isinstance(codes, Tensor):
+        raise InputError(f"expected a tensor of integer codes, got {type(codes).__name__}")
     if codes.dtype.is_floating_point or codes.dtype.is_complex or codes.dtype == torch.bool:
         raise InputError(f"expected integer codes, got {codes.dtype}; encode() turns floats into codes")
     top = 2**graph.input.bits - 1
@@ -168,6 +172,8 @@ def encode(graph: Graph, x: Tensor, *, clip: bool = False) -> tuple[Tensor, int]
     Raises:
         InputError: wrong shape or dtype, NaN or infinity, or values outside the range.
     """
+    if not isinstance(x, Tensor):
+        raise InputError(f"expected a tensor of floats, got {type(x).__name__}; torch.as_tensor() makes one")
     if not x.dtype.is_floating_point:
         raise InputError(f"expected float inputs, got {x.dtype}; pass codes to integers()")
     x = _shaped(graph, x).double()

@@ -45,6 +45,20 @@ class LogWeights:
         shape = (-1,) + (1,) * (self.q.ndim - 1)
         return self.q.double() * torch.exp2(self.exponent.double()).reshape(shape)
 
+    def reduced(self) -> LogWeights:
+        """The same weights with a power of two that all of a channel's codes share moved into its scale.
+
+        Each power that is moved makes the accumulator a bit narrower.
+        """
+        smallest = torch.where(self.q == 0, 1 << 62, self.q.abs()).flatten(1).amin(1)
+        _, shared = torch.frexp(torch.where(smallest == 1 << 62, 1, smallest).double())
+        return self.coarser(shared.long() - 1)
+
+    def coarser(self, by: Tensor) -> LogWeights:
+        """Codes divided by 2^by, per channel; what falls below 1 becomes 0."""
+        shift = by.clamp(max=62).reshape((-1,) + (1,) * (self.q.ndim - 1))
+        return LogWeights(self.q.sign() * (self.q.abs() >> shift), self.exponent + by)
+
 
 def exponent_count(bits: int) -> int:
     """Number K of exponents of a b-bit log code: 2^(b-1) - 1.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from layerscope.methods.encrypted.errors import WidthError
 from layerscope.methods.encrypted.graph import (
     Add,
     Concat,
@@ -25,9 +26,17 @@ from layerscope.methods.encrypted.graph import (
 
 Bounds = tuple[Ints, Ints]
 
+#: Bits of the integers that every backend computes exactly: the reference sums in float64.
+EXACT_BITS = 53
+
 
 def bounds(op: Op, inputs: list[Bounds], in_shapes: list[tuple[int, int, int]]) -> Bounds:
-    """Per-channel [lo, hi] of ``op``'s output from those of its inputs."""
+    """Per-channel [lo, hi] of ``op``'s output from those of its inputs.
+
+    Raises:
+        WidthError: values beyond 53 bits, which the reference could not compute exactly.
+    """
+    _fits(op, inputs)
     match op:
         case Input():
             top = np.full(op.shape[0], 2**op.bits - 1, np.int64)
@@ -56,6 +65,23 @@ def bounds(op: Op, inputs: list[Bounds], in_shapes: list[tuple[int, int, int]]) 
             area = in_shapes[0][1] * in_shapes[0][2]
             return np.repeat(inputs[0][0], area), np.repeat(inputs[0][1], area)
     raise AssertionError(f"no range rule for {op.kind}")
+
+
+def _fits(op: Op, inputs: list[Bounds]) -> None:
+    """Refuse what int64 or float64 would get wrong, before computing it; sizes as floats, which do not wrap around."""
+    tops = [max(float(np.abs(lo).max()), float(np.abs(hi).max()), 1.0) for lo, hi in inputs]
+    if isinstance(op, Conv):
+        rows = np.abs(op.q.astype(np.float64)).reshape(len(op.q), -1).sum(1)
+        reach = tops[0] * float(rows.max()) + float(np.abs(op.bias.astype(np.float64)).max())
+    elif isinstance(op, SumPool):
+        reach = tops[0] * op.window.taps
+    elif isinstance(op, Add):
+        shifts = (op.left, op.right)
+        reach = sum(top * 2.0 ** float(min(s.max(), 1000)) for top, s in zip(tops, shifts, strict=True))
+    else:
+        return
+    if reach >= 2.0**EXACT_BITS:
+        raise WidthError(op.name, 1 + int(np.ceil(np.log2(reach))), EXACT_BITS, "integer")
 
 
 def _conv(op: Conv, lo: Ints, hi: Ints) -> Bounds:

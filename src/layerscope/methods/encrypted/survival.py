@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from layerscope._show import Shown
 from layerscope.methods.encrypted.distortion import BlockNet, images, norm_outputs, tails, trained_net
 from layerscope.methods.encrypted.errors import InputError
 
@@ -51,13 +50,16 @@ class Initial:
 
 
 @dataclass(frozen=True)
-class Survival(Shown):
+class Survival:
     """Whether a net will train, from its untrained statistics."""
 
     initial: Initial
     survives: bool | None
     """None between the two thresholds, where seeds decide."""
     reason: str
+
+    def __str__(self) -> str:
+        return {True: "will train", False: "will not train", None: "undecided"}[self.survives] + f": {self.reason}"
 
 
 def predict_survival(model: nn.Module, x: Tensor, y: Tensor, *, batch: int = 100) -> Survival:

@@ -1,24 +1,35 @@
-"""From any nn.Module in evaluation mode to a :class:`FloatGraph`, by symbolic tracing (torch.fx).
+"""From any nn.Module in evaluation mode to a :class:`FloatGraph`: one forward pass, watched call by call.
 
-Only shapes of known layers are interpreted; everything else becomes an ``opaque`` step that names the module, why it
-cannot be held, and the nearest replacement. Nothing of the module is changed.
+Layers of torch are read whole, every other module is opened, whatever it is called: what counts is what it computes.
+Only known operations are interpreted; any other becomes an ``opaque`` step that names the module, why it cannot be
+held, and the nearest replacement. The steps are then run against the network itself, so that nothing is misread in
+silence. Nothing of the module is changed.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
+from layerscope.errors import LayerscopeError
 from layerscope.methods.encrypted.errors import UnsupportedModuleError
 from layerscope.methods.encrypted.floatgraph import FloatGraph, Step
 from layerscope.methods.encrypted.folding import fold, norm_affine
-from layerscope.methods.encrypted.functions import FUNCTIONS, IDENTITY, METHODS, MODULES, REMEDIES, Call, pair
-from layerscope.methods.encrypted.graph import Shape, Window
+from layerscope.methods.encrypted.functions import FUNCTIONS, IDENTITY, MODULES, REMEDIES, SOURCE, Call, pair
+from layerscope.methods.encrypted.graph import Shape
+
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+#: Samples of the pass that is watched.
+_BATCH = 2
+#: Turning a tensor into a Python value: where code begins to depend on the data.
+_READS = ("__bool__", "item", "tolist", "numpy", "__int__", "__float__", "__index__", "equal", "allclose")
 
 
 def trace(model: nn.Module, in_shape: Sequence[int], *, folded: bool = True) -> FloatGraph:
@@ -30,7 +41,8 @@ def trace(model: nn.Module, in_shape: Sequence[int], *, folded: bool = True) -> 
         folded: fold normalization layers into the convolutions beside them.
 
     Raises:
-        UnsupportedModuleError: training mode, control flow that depends on data, or more than one input.
+        UnsupportedModuleError: training mode, control flow that depends on data, more than one input or output, or a
+            network that does not run on this shape.
     """
     training = [name or "the network" for name, m in model.named_modules() if m.training]
     if training:
@@ -38,116 +50,188 @@ def trace(model: nn.Module, in_shape: Sequence[int], *, folded: bool = True) -> 
             training[0], "is in training mode, where statistics depend on the batch", "call model.eval() first"
         )
     shape = tuple(int(n) for n in in_shape)
-    shape3: Shape = (shape[0], shape[1], shape[2]) if len(shape) == 3 else (math.prod(shape), 1, 1)
+    if not shape or min(shape) < 1:
+        raise UnsupportedModuleError("input", f"has the shape {shape}", "give (channels, height, width)")
+    parameter = next(model.parameters(), torch.zeros(()))
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(_BATCH, *shape, generator=generator).to(parameter.device, parameter.dtype)
+    reader = _Reader(model, shape)
     try:
-        traced = _Tracer().trace(model)
-    except Exception as error:  # fx raises many types; each means that the code depends on the data
+        with torch.no_grad(), reader.watching():
+            out = reader.begin(x)
+    except LayerscopeError:
+        raise
+    except Exception as error:  # the network's own code may raise anything
         raise UnsupportedModuleError(
-            type(model).__name__,
-            f"cannot be traced ({str(error).splitlines()[0]})",
-            "remove control flow that depends on tensors, or quantise the part that has none",
+            reader.place or type(model).__name__,
+            f"cannot be traced on inputs of shape {shape} ({str(error).splitlines()[0] if str(error) else error!r})",
+            "check in_shape, give the network one input tensor, or quantise the part that runs",
         ) from error
-    graph = _Reader(model, traced, shape, shape3).read()
+    graph = reader.graph(out)
+    _check(graph, x, out)
     return fold(graph) if folded else graph
 
 
-class _Tracer(fx.Tracer):
-    """Opens every module that only combines others; keeps as leaves what holds weights or has no children."""
+def _check(graph: FloatGraph, x: Tensor, out: Tensor) -> None:
+    """Hold the steps against the network; a sign may flip on rounding noise and is left out."""
+    if any(step.op in ("opaque", "sign") for step in graph.steps) or not bool(torch.isfinite(out).all()):
+        return
+    again = graph.run(x.detach().double().cpu())[-1].reshape(out.shape)
+    error = (again - out.detach().double().cpu()).abs().max()
+    if float(error) > 2e-3 * float(out.abs().max()) + 1e-6:
+        raise UnsupportedModuleError(
+            graph.source,
+            f"computes something else than its layers say (they differ by {float(error):.2g})",
+            "avoid in-place operations on views and modules that are replaced while running",
+        )
 
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """See torch.fx."""
-        if isinstance(m, nn.Sequential | nn.ModuleList):
-            return False
-        if norm_affine(m) is not None or type(m).__module__.startswith("torch.nn"):
-            return True
-        own = [*m.parameters(recurse=False), *m.buffers(recurse=False)]
-        return bool(own) or (not list(m.children()) and type(m).__name__ in REMEDIES)
 
+class _Reader(TorchFunctionMode):
+    """Writes down one step for every operation on a tensor that depends on the input."""
 
-class _Reader(fx.Interpreter):
-    """Runs the trace once on zeros for the shapes, and writes down one step per operation."""
-
-    def __init__(self, model: nn.Module, graph: fx.Graph, shape: tuple[int, ...], shape3: Shape) -> None:
-        super().__init__(fx.GraphModule(model, graph), garbage_collect_values=False)
-        self.shape, self.shape3 = shape, shape3
-        self.source_name = type(model).__name__
+    def __init__(self, model: nn.Module, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.model, self.source = model, type(model).__name__
+        self.shape: Shape = (shape[0], shape[1], shape[2]) if len(shape) == 3 else (math.prod(shape), 1, 1)
         self.steps: list[Step] = []
-        self.index: dict[fx.Node, int] = {}
+        self.index: dict[int, int] = {}
+        self.alive: list[Tensor] = []  # a tensor that is gone could lend its id to another
         self.calls: dict[str, int] = {}
-        self.out: int | None = None
+        self.path: list[str] = []
+        self.inside = 0
+        self.place = ""
 
-    def read(self) -> FloatGraph:
-        parameter = next(iter(self.module.parameters()), None)
-        dtype = torch.float32 if parameter is None else parameter.dtype
-        device = None if parameter is None else parameter.device
-        with torch.no_grad():
-            self.run(torch.zeros(2, *self.shape, dtype=dtype, device=device))
-        assert self.out is not None
-        return FloatGraph(tuple(self.steps[: self.out + 1]), self.source_name)
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """With hooks on every module, so that each operation knows where it stands."""
+        handles = []
+        for name, module in self.model.named_modules():
+            handles.append(module.register_forward_pre_hook(self._entering(name)))
+            handles.append(module.register_forward_hook(self._leaving(name), with_kwargs=True))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        if n.op == "placeholder":
-            if self.steps:
-                raise UnsupportedModuleError(n.name, "is a second input", "give the network one input tensor")
-            self._note(n, Step("input", "input", (), self.shape3, kind="input"))
-        elif n.op == "output":
-            self._output(n)
-        elif isinstance(result, Tensor) and self._sources(n):
-            self._read(n, result)
+    def begin(self, x: Tensor) -> Tensor:
+        """Run the network."""
+        self._note(Step("input", "input", (), self.shape, kind="input"), x)
+        with self:
+            out = self.model(x)
+        if not isinstance(out, Tensor) or id(out) not in self.index:
+            raise UnsupportedModuleError(self.source, "does not return one tensor", "return the logits alone")
+        return out
+
+    def graph(self, out: Tensor) -> FloatGraph:
+        """The steps up to the answer."""
+        last = self.index[id(out)]
+        return FloatGraph(tuple(self.steps[: last + 1]), self.source)
+
+    # modules
+
+    def _entering(self, name: str) -> Callable[..., None]:
+        def enter(module: nn.Module, args: Any) -> None:
+            self.path.append(name)
+            self.place = name or self.place
+            self.inside += _is_leaf(module)
+
+        return enter
+
+    def _leaving(self, name: str) -> Callable[..., None]:
+        def leave(module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
+            self.path.pop()
+            if not _is_leaf(module):
+                return
+            self.inside -= 1
+            sources = self._sources((args, kwargs))
+            if not self.inside and sources:
+                self._result(sources, out, lambda call: _module_step(module, call), name, type(module).__name__)
+
+        return leave
+
+    # functions
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """See torch.overrides."""
+        kwargs = kwargs or {}
+        kind = getattr(func, "__name__", str(func))
+        sources = [] if self.inside else self._sources((args, kwargs))
+        if sources and kind in _READS:
+            raise UnsupportedModuleError(
+                self.path[-1] if self.path and self.path[-1] else self.source,
+                f"cannot be traced: its code reads a value ({kind}), so what it does depends on the data",
+                "remove control flow that depends on tensors, or quantise the part that has none",
+            )
+        result = func(*args, **kwargs)
+        if sources:
+            kind = kind.strip("_")
+            rule = FUNCTIONS.get(kind)
+            scope = self.path[-1] if self.path else ""
+            name = f"{scope}.{kind}" if scope else kind
+
+            given = tuple(SOURCE if isinstance(v, Tensor) and id(v) in self.index else v for v in args)
+            named = {k: SOURCE if isinstance(v, Tensor) and id(v) in self.index else v for k, v in kwargs.items()}
+
+            def made(call: Call) -> Step | str | None:
+                return None if rule is None else rule(replace(call, args=given, kwargs=named))
+
+            self._result(sources, result, made, name, kind)
         return result
 
-    def _output(self, n: fx.Node) -> None:
-        target = n.args[0]
-        if not isinstance(target, fx.Node) or target not in self.index:
-            raise UnsupportedModuleError(self.source_name, "does not return one tensor", "return the logits alone")
-        self.out = self.index[target]
+    def _result(
+        self, sources: list[int], out: Any, make: Callable[[Call], Step | str | None], name: str, kind: str
+    ) -> None:
+        tensors = [out] if isinstance(out, Tensor) else [t for t in _flat(out) if isinstance(t, Tensor)]
+        for part, tensor in enumerate(tensors):
+            before = tuple(self.steps[i].shape for i in sources)
+            call = Call(name, tuple(sources), _shape(tensor), before, part=part)
+            made = make(call)
+            if made != "identity" and (tensor.ndim not in (2, 4) or tensor.shape[0] != _BATCH):
+                made = None  # neither a map nor one vector a sample: tokens
+            if made == "identity":
+                self.index[id(tensor)] = sources[0]
+                self.alive.append(tensor)
+            else:
+                self._note(made if isinstance(made, Step) else _opaque(call, kind), tensor)
 
-    def _sources(self, n: fx.Node) -> list[int]:
-        return [self.index[m] for m in n.all_input_nodes if m in self.index]
+    def _sources(self, values: Any) -> list[int]:
+        return [self.index[id(t)] for t in _flat(values) if isinstance(t, Tensor) and id(t) in self.index]
 
-    def _note(self, n: fx.Node, step: Step) -> None:
+    def _note(self, step: Step, tensor: Tensor) -> None:
         self.calls[step.name] = self.calls.get(step.name, 0) + 1
         if self.calls[step.name] > 1:  # the second call of a reused module, as the probe names it
             step = replace(step, name=f"{step.name}#{self.calls[step.name]}")
         self.steps.append(step)
-        self.index[n] = len(self.steps) - 1
+        self.index[id(tensor)] = len(self.steps) - 1
+        self.alive.append(tensor)
 
-    def _read(self, n: fx.Node, result: Tensor) -> None:
-        sources = tuple(self._sources(n))
-        kind, module = str(n.target), None
-        if n.op == "call_module":
-            name, module = kind, self.fetch_attr(str(n.target))
-            kind = type(module).__name__
-        else:
-            kind = getattr(n.target, "__name__", kind)
-            name = f"{_scope(n)}.{kind}" if _scope(n) else kind
-        if isinstance(module, IDENTITY):
-            self.index[n] = sources[0]
-            return
-        args, kwargs = self.fetch_args_kwargs_from_env(n) if module is None else ((), {})
-        before = tuple(self.steps[i].shape for i in sources)
-        call = Call(name, sources, _shape(result), before, args, kwargs)
-        if module is not None:
-            made = _module_step(module, call)
-        else:
-            rule = (FUNCTIONS if n.op == "call_function" else METHODS).get(kind)
-            made = None if rule is None else rule(call)
-        if isinstance(made, str):
-            self.index[n] = sources[0]
-            return
-        self._note(n, made or _opaque(call, kind))
+
+def _is_leaf(module: nn.Module) -> bool:
+    kind = type(module)
+    if kind.__module__.startswith("torch.nn.modules"):
+        return not issubclass(kind, _CONTAINERS)
+    return kind.__name__ in REMEDIES and next(module.children(), None) is None and not list(module.parameters())
+
+
+def _flat(value: Any) -> Iterator[Any]:
+    if isinstance(value, tuple | list):
+        for item in value:
+            yield from _flat(item)
+    elif isinstance(value, Mapping):
+        yield from _flat(list(value.values()))
+    else:
+        yield value
 
 
 def _opaque(call: Call, kind: str) -> Step:
     nothing = (f"{kind} has no exact integer form here", "use convolutions, linear layers, ReLU, pools and sums")
+    if kind == "square" or (kind == "mul" and len(call.sources) == 2 and call.sources[0] == call.sources[1]):
+        kind = "Square"
     reason, remedy = REMEDIES.get(kind, nothing)
     return Step(call.name, "opaque", call.sources, call.shape, kind=kind, reason=reason, remedy=remedy)
-
-
-def _scope(n: fx.Node) -> str:
-    stack = n.meta.get("nn_module_stack")
-    return str(next(reversed(stack.values()))[0]) if stack else ""
 
 
 def _shape(result: Tensor) -> Shape:
@@ -158,28 +242,22 @@ def _shape(result: Tensor) -> Shape:
 
 def _module_step(module: nn.Module, call: Call) -> Step | str | None:
     kind = type(module).__name__
+    if isinstance(module, IDENTITY):
+        return "identity"
     affine = norm_affine(module)
     if affine is not None:
-        return Step(call.name, "norm", call.sources, call.shape, *affine, kind=kind)
-    if type(module) is nn.Linear:
-        if call.before[0][1:] != (1, 1):
-            return None  # a linear layer over tokens
-        weight, bias = _constants(module.weight, module.bias)
-        return Step(
-            call.name, "conv", call.sources, call.shape, weight[:, :, None, None], bias, Window((1, 1)), kind=kind
-        )
-    if type(module) is nn.Conv2d:
-        if module.padding_mode != "zeros" or isinstance(module.padding, str):
-            return None
-        window = Window(*(pair(v) for v in (module.kernel_size, module.stride, module.padding, module.dilation)))
-        weight, bias = _constants(module.weight, module.bias)
-        return Step(call.name, "conv", call.sources, call.shape, weight, bias, window, module.groups, kind=kind)
-    if kind not in MODULES or not type(module).__module__.startswith("torch.nn"):
+        return Step(call.name, "norm", call.sources[:1], call.shape, *affine, kind=kind)
+    if type(module) in (nn.Linear, nn.Conv2d):
+        if isinstance(module, nn.Conv2d):
+            if module.padding_mode != "zeros" and (isinstance(module.padding, str) or any(pair(module.padding))):
+                return None
+            places = (module.weight, module.bias, module.stride, module.padding, module.dilation, module.groups)
+            made = FUNCTIONS["conv2d"](replace(call, args=(SOURCE, *places)))
+        else:
+            made = FUNCTIONS["linear"](replace(call, args=(SOURCE, module.weight, module.bias)))
+        return replace(made, kind=kind) if isinstance(made, Step) else made
+    if kind not in MODULES:
         return None
     function, names = MODULES[kind]
     made = FUNCTIONS[function](replace(call, args=(), kwargs={k: getattr(module, k) for k in names}))
     return replace(made, kind=kind) if isinstance(made, Step) else made
-
-
-def _constants(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    return weight.detach().double().cpu(), None if bias is None else bias.detach().double().cpu()

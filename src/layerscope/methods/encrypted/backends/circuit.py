@@ -175,6 +175,8 @@ class CircuitNet:
             return np.concatenate([_deeper(x, deep) for x in inputs], 1)
         if isinstance(op, Flatten):
             return inputs[0].reshape(inputs[0].shape[0], -1, 1, 1)
+        # a requantiser always has all its wires, also where its codes need fewer
+        bits = max(bits, max((len(unit.circuit.outputs) for unit in self.units[index]), default=0))
         out = np.zeros((bits, op.shape[0], op.shape[1] * op.shape[2]), np.int64)
         gathered = [_taps(op, _deeper(x, 64)) for x in inputs]
         for unit in self.units[index]:

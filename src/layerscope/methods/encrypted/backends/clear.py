@@ -19,6 +19,7 @@ from layerscope.methods.encrypted.backends.serial import (
     graph_from_bytes,
     graph_to_bytes,
 )
+from layerscope.methods.encrypted.errors import EnvelopeError
 from layerscope.methods.encrypted.graph import Graph, Ints
 
 _NOTE = "nothing is encrypted: codes travel in the clear"
@@ -91,6 +92,9 @@ class ClearServer:
     def run(self, sample: bytes, evaluation: bytes, key: str) -> bytes:
         """One sample."""
         codes = array_from_bytes(sample)[None]
+        source = self.graph.input
+        if codes.shape[1:] != source.shape or codes.min() < 0 or codes.max() >= 2**source.bits:
+            raise EnvelopeError("these bytes hold no codes of this network; encrypt with its client")
         if self._circuit is not None:
             return array_to_bytes(self._circuit.run(codes)[0])
         import torch

@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from layerscope.methods.encrypted.errors import WidthError
 from layerscope.methods.encrypted.floatgraph import FloatGraph, Step
 from layerscope.methods.encrypted.graph import (
     Add,
@@ -56,13 +57,21 @@ def draft(graph: FloatGraph, settings: Settings) -> Graph:
             continue
         op = _op(step, inputs, [values[i] for i in inputs], settings, limit)
         if isinstance(op, Opaque):
-            lo, hi = np.zeros(step.shape[0], np.int64), np.full(step.shape[0], 2**settings.act_bits - 1, np.int64)
+            lo, hi = _fresh(step, settings)
         else:
-            lo, hi = bounds(op, [(values[i].lo, values[i].hi) for i in inputs], [ops[i].shape for i in inputs])
+            try:
+                lo, hi = bounds(op, [(values[i].lo, values[i].hi) for i in inputs], [ops[i].shape for i in inputs])
+            except WidthError as error:
+                op = Opaque(step.name, inputs, step.shape, step.kind, str(error))
+                lo, hi = _fresh(step, settings)
         ops.append(op)
         values.append(Value(lo, hi, np.ones(len(lo)), np.zeros(len(lo))))
         place.append(len(ops) - 1)
     return Graph(tuple(ops), tuple(values))
+
+
+def _fresh(step: Step, settings: Settings) -> tuple[Ints, Ints]:
+    return np.zeros(step.shape[0], np.int64), np.full(step.shape[0], 2**settings.act_bits - 1, np.int64)
 
 
 def _op(step: Step, inputs: tuple[int, ...], before: list[Value], s: Settings, limit: int) -> Op:
@@ -72,7 +81,8 @@ def _op(step: Step, inputs: tuple[int, ...], before: list[Value], s: Settings, l
     if step.op == "conv":
         assert step.weight is not None
         assert window is not None
-        q = log_quantize(step.weight, s.bits, rounding=s.rounding, per_channel=s.per_channel).q.numpy()
+        codes = log_quantize(step.weight, s.bits, rounding=s.rounding, per_channel=s.per_channel)
+        q = (codes if s.shift == "truncating" else codes.reduced()).q.numpy()
         bias = np.zeros((len(q), 1, 1), np.int64)
         return Conv(name, inputs, shape, q, bias, window, step.groups, s.shift == "truncating")
     if step.op == "relu":

@@ -71,7 +71,7 @@ def price(
         share = _inside(op, graph)
         weights = round(sum(sum(row.values()) for row in rows) * area * share)
         adds = max(weights - units, 0)
-        sums = _sums(rows, accumulators, samples, index)
+        sums = _sums(rows, _biases(op, len(rows)), accumulators, samples, index)
         gates = {k: round(v * area * share) for k, v in sums.gates.items()}
         sampled, depth = sums.sampled, sums.and_depth
         if isinstance(op, Conv):
@@ -174,24 +174,35 @@ def _inside(op: Conv | SumPool | Add, graph: Graph) -> float:
     return shares[0] * shares[1]
 
 
-def _sums(rows: list[dict[Tap, int]], accumulators: Sequence[Accumulator], samples: int, seed: int) -> Sums:
+def _biases(op: Conv | SumPool | Add, channels: int) -> list[int]:
+    """Each channel's constant, away from borders."""
+    if not isinstance(op, Conv):
+        return [0] * channels
+    centre: list[int] = op.bias[:, op.bias.shape[1] // 2, op.bias.shape[2] // 2].tolist()
+    return centre
+
+
+def _sums(
+    rows: list[dict[Tap, int]], biases: list[int], accumulators: Sequence[Accumulator], samples: int, seed: int
+) -> Sums:
     sizes = [sum(row.values()) for row in rows]
     biggest = max(sizes, default=0)
     budget = max(1, min(samples, _BUDGET // max(1, 30 * biggest)))
     picked = range(len(rows)) if len(rows) <= budget else random.Random(seed).sample(range(len(rows)), budget)
-    chosen = [spread(rows[i], i) for i in picked]
+    chosen = [(spread(rows[i], i), biases[i]) for i in picked]
     total = sum(max(n - 1, 0) for n in sizes)
-    adds = sum(max(len(row) - 1, 0) for row in chosen)
+    adds = sum(max(len(row) - 1, 0) for row, _ in chosen)
     trees = [kind for kind in accumulators if kind != "csa"]
-    counted = [tree_costs(row, 0, trees) for row in chosen] if trees else []
+    counted = [tree_costs(row, bias, trees) for row, bias in chosen] if trees else []
     gates: dict[Accumulator, int] = {}
     for kind in accumulators:
         if kind == "csa":
-            gates[kind] = sum(csa_gates(row) for row in rows)
+            gates[kind] = sum(csa_gates(row, bias) for row, bias in zip(rows, biases, strict=True))
         else:
             found = sum(counts[kind] for counts in counted)
             gates[kind] = round(found * total / adds) if adds else found
-    return Sums(gates, len(counted), csa_depth(rows[sizes.index(biggest)]) if biggest else 0)
+    widest = sizes.index(biggest) if biggest else 0
+    return Sums(gates, len(counted), csa_depth(rows[widest], biases[widest]) if biggest else 0)
 
 
 def _requant(op: Requant, before: Value) -> tuple[int, int]:

@@ -126,14 +126,19 @@ class Client:
             KeyFileError: no keys yet.
         """
         session = self._keyed()
-        codes, self.clipped = self._encode(np.asarray(x), clip)
+        codes, self.clipped = self._encode(_as_array(x), clip)
         if canary:
             codes = np.concatenate([codes, self.spec.canary_codes[None]])
         header = self._header("request", samples=len(codes), canary=canary)
         return seal(header, pack([session.encrypt(sample) for sample in codes]))
 
-    def decrypt(self, answer: bytes, *, raw: bool = False) -> Tensor:
+    def decrypt(self, answer: bytes, *, raw: bool = False, request: bytes | None = None) -> Tensor:
         """Float logits [N, classes] of an answer, or integers with ``raw``.
+
+        Args:
+            answer: what the server returned.
+            raw: integers as they are.
+            request: the request that it should answer: an answer to any other, such as an old one, is then refused.
 
         Raises:
             EnvelopeError: a damaged answer.
@@ -144,10 +149,15 @@ class Client:
         session = self._keyed()
         header, payload = open_envelope(answer, "answer")
         self._mine(header, "answer")
+        if request is not None and open_envelope(request, "request")[0].digest != header.request:
+            raise KeyMismatchError("this answer belongs to another request, perhaps an earlier one; ask again")
         parts = unpack(payload)
         if len(parts) != header.samples:
             raise EnvelopeError(f"the answer announces {header.samples} samples and holds {len(parts)}; ask again")
-        rows = np.stack([session.decrypt(part) for part in parts])
+        decrypted = [session.decrypt(part) for part in parts]
+        if not decrypted or any(row.shape != (self.spec.canary_answer.size,) for row in decrypted):
+            raise EnvelopeError("the answer does not hold one row of logits a sample; ask again")
+        rows = np.stack(decrypted)
         if header.canary:
             if not np.array_equal(rows[-1], self.spec.canary_answer.reshape(-1)):
                 raise KeyMismatchError(
@@ -218,6 +228,19 @@ class Client:
         )
 
 
+def _as_array(x: object) -> NDArray[np.float64]:
+    """Any batch as an array; torch's half types, gradients and devices included."""
+    try:
+        import torch
+
+        if isinstance(x, torch.Tensor):
+            x = x.detach().cpu()
+            x = x.double() if x.dtype.is_floating_point else x
+        return np.asarray(x)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"expected a batch of float inputs, got {type(x).__name__} ({error})") from error
+
+
 def _public_path(path: str | Path) -> Path:
     return Path(f"{path}.evaluation")
 
@@ -233,4 +256,5 @@ def _write_secret(path: Path, data: bytes) -> None:
     except FileExistsError:
         raise KeyFileError(f"{scratch} is left over from an interrupted keygen; remove it") from None
     except OSError as error:
+        scratch.unlink(missing_ok=True)  # no half of a secret stays behind
         raise KeyFileError(f"cannot write the secret key to {path}: {error}") from error

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +23,7 @@ from layerscope.methods.encrypted.errors import EnvelopeError, KeyMismatchError
 Kind = Literal["request", "answer", "evalkeys", "secret", "server", "client"]
 
 MAGIC = b"LSHE"
-FORMAT = 1
+FORMAT = 2
 _START = struct.Struct(">4sHI")
 
 
@@ -43,6 +43,8 @@ class Header:
     samples: int = 0
     canary: bool = False
     """Whether the last sample is the client's canary."""
+    request: str = ""
+    """In an answer: the digest of the request that it belongs to."""
     length: int = 0
     digest: str = ""
 
@@ -68,14 +70,21 @@ def open_envelope(data: bytes, kind: Kind) -> tuple[Header, memoryview]:
         raise EnvelopeError(f"these {len(view)} bytes are no layerscope envelope; expected a {kind}")
     _, version, size = _START.unpack(view[: _START.size])
     if version > FORMAT:
-        raise EnvelopeError(f"this envelope has format {version}, this layerscope reads up to {FORMAT}; upgrade it")
+        raise EnvelopeError(f"this envelope has format {version}, this layerscope reads {FORMAT}; upgrade it")
+    if version < FORMAT:
+        raise EnvelopeError(f"this envelope has format {version}, this layerscope reads {FORMAT}; make it again")
     body = view[_START.size :]
     if len(body) < size:
         raise EnvelopeError(f"this {kind} is cut short inside its header; send or copy it again")
     try:
         raw = json.loads(bytes(body[:size]))
         header = Header(**{**raw, "shape": tuple(raw["shape"])})
-    except (ValueError, TypeError, KeyError) as error:
+        if any(type(getattr(header, f.name)) is not type(f.default) for f in fields(header)[5:]) or not all(
+            isinstance(text, str)
+            for text in (header.kind, header.net, header.key, header.engine, header.engine_version)
+        ):
+            raise TypeError("a field of the wrong type")
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise EnvelopeError(f"the header of this {kind} is damaged; send or copy it again") from error
     payload = body[size:]
     if header.kind != kind:

@@ -62,11 +62,8 @@ class Server:
         """
         asked, payload = open_envelope(request, "request")
         given, evaluation = open_envelope(evaluation_keys, "evalkeys")
-        for header, what in ((asked, "request"), (given, "evaluation key")):
-            same_net(header, self.net, what)
-            same_engine(header, self.engine, self.engine_version, what)
-        if key_id(evaluation) != given.key:
-            raise KeyMismatchError("this evaluation key does not have the name its header claims; upload it again")
+        self._mine(asked, "request")
+        self._own_key(given, evaluation)
         if asked.key != given.key:
             raise KeyMismatchError(
                 f"the request was encrypted under the key {asked.key[:12]}, the evaluation key is {given.key[:12]}; "
@@ -80,9 +77,37 @@ class Server:
         session = self._open()
         answers = [session.run(sample, bytes(evaluation), given.key) for sample in samples]
         header = Header(
-            "answer", self.net, asked.key, self.engine, self.engine_version, asked.shape, len(answers), asked.canary
+            "answer",
+            self.net,
+            asked.key,
+            self.engine,
+            self.engine_version,
+            asked.shape,
+            len(answers),
+            asked.canary,
+            asked.digest,
         )
         return seal(header, pack(answers))
+
+    def accepts(self, evaluation_keys: bytes) -> str:
+        """The name of an evaluation key that fits this network.
+
+        Raises:
+            EnvelopeError: damage, another engine or version.
+            KeyMismatchError: a key for another network, or under a false name.
+        """
+        header, evaluation = open_envelope(evaluation_keys, "evalkeys")
+        self._own_key(header, evaluation)
+        return header.key
+
+    def _mine(self, header: Header, what: str) -> None:
+        same_net(header, self.net, what)
+        same_engine(header, self.engine, self.engine_version, what)
+
+    def _own_key(self, header: Header, evaluation: memoryview) -> None:
+        self._mine(header, "evaluation key")
+        if key_id(evaluation) != header.key:
+            raise KeyMismatchError("this evaluation key does not have the name its header claims; upload it again")
 
     def _open(self) -> ServerSession:
         if self._session is None:

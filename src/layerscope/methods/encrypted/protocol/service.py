@@ -43,6 +43,8 @@ class Service(HTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     server: Service
+    #: Seconds without a byte after which a connection is closed: one stalled client must not stop the others.
+    timeout = 60
 
     def do_GET(self) -> None:  # the name is http.server's
         net = self.server.network
@@ -63,15 +65,17 @@ class _Handler(BaseHTTPRequestHandler):
                 self._reply(404, b"POST /keys or /run")
         except LayerscopeError as error:
             self._reply(400, str(error).encode())
+        except OSError:
+            self.close_connection = True  # the client went away; nothing can be said to it
 
     def _keep(self, body: bytes) -> bytes:
-        header, _ = open_envelope(body, "evalkeys")
+        name = self.server.network.accepts(body)
         keys = self.server.keys
-        keys.pop(header.key, None)
-        keys[header.key] = body
+        keys.pop(name, None)
+        keys[name] = body
         while len(keys) > self.server.keep:
             keys.pop(next(iter(keys)))
-        return header.key.encode()
+        return name.encode()
 
     def _body(self) -> bytes:
         try:

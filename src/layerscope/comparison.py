@@ -196,27 +196,6 @@ def _refuse_nothing_done(built: sources.Built) -> None:
         )
 
 
-def _refuse_nothing_done(built: sources.Built) -> None:
-    """A verdict on the network as it is must not stand beside the name of a norm that it does not have.
-
-    Raises:
-        SwapError: no norm was exchanged, and not because all of them are what is asked for.
-    """
-    plan = built.plan
-    if plan is None or plan.swapped or (plan.sites and not plan.refused):
-        return
-    if plan.refused:
-        first = plan.refused[0]
-        raise SwapError(
-            f"none of the {len(plan.sites)} norms can become {plan.spec}, such as {first.path!r}: {first.refused}"
-        )
-    if plan.spec != "none":
-        raise SwapError(
-            f"{built.label} has no norm module in whose place {plan.spec} could stand: look at it 'as is', or let the "
-            "function that makes it take norm="
-        )
-
-
 def _whole(**numbers: int | None) -> None:
     for name, value in numbers.items():
         least = 0 if name == "micro_steps" else 1

@@ -122,7 +122,6 @@ def test_running_statistics_carry_no_autograd_history(spec: str) -> None:
     assert not any(b.requires_grad for b in net.buffers())
     net.eval()
     net(x).square().sum().backward()
-    net(x).square().sum().backward()
 
 
 @pytest.mark.parametrize("spec", SPECS)

@@ -177,10 +177,10 @@ def plan_swap(
     """
     refuse_wrapped(model)
     recipe = norms.recipe(spec)
-    if recipe.where is not None:
+    if (where := recipe.where) is not None:
         if only is not None:
             raise SwapError(f"{recipe.spec} names its places, and so does only={only!r}: give one of them")
-        recipe, only = recipe.everywhere(), places(recipe.where)
+        recipe, only = recipe.everywhere(), places(where)
     if indivisible not in ("nearest", "refuse"):
         raise SwapError(f"indivisible must be 'nearest' or 'refuse', got {indivisible!r}")
     paths = _paths(model)

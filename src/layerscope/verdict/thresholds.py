@@ -35,13 +35,6 @@ class Thresholds:
     """One that divides it by so much: with one weight 30 times too small (1e-3) the same net learnt half as much, with
     100 times nothing."""
 
-    jump_bad: float = 50.0
-    """One layer without a norm that multiplies the second moment by so much: an MLP of 6 layers with one weight ten
-    times too large (x100) learnt nothing in 60 steps at learning rate 0.1."""
-    drop_bad: float = 1e-3
-    """One that divides it by so much: with one weight 30 times too small (1e-3) the same net learnt half as much, with
-    100 times nothing."""
-
     # I: 1 - cosine between samples, at the classifier input or the last map, whichever is worse
     informative_caution: float = 0.10
     informative_bad: float = 0.03

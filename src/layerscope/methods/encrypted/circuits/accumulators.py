@@ -59,7 +59,7 @@ def accumulate(b: Builder, terms: Sequence[Term], bias: int, lo: int, hi: int, k
 def tree_gates(terms: Sequence[Term], bias: int, lo: int, hi: int, kind: Accumulator) -> int:
     """Gates of a tree of adders without building it: equal adders are built once and looked up after.
 
-    Never too few, and exact but for about one neuron in a thousand, where a later adder makes a gate or two superfluous.
+    Never too few, and exact but for about one neuron in a thousand, where a later adder makes a gate or two needless.
     What an adder takes depends only on which of its input bits are constant or equal, and a tree has few such patterns.
     So no two terms need wires of their own: the words of ``terms`` are 2, 4, 6, ... in each.
     """

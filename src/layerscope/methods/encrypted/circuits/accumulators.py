@@ -57,8 +57,9 @@ def accumulate(b: Builder, terms: Sequence[Term], bias: int, lo: int, hi: int, k
 
 
 def tree_gates(terms: Sequence[Term], bias: int, lo: int, hi: int, kind: Accumulator) -> int:
-    """Gates of a tree of adders without building it, exactly: equal adders are built once and looked up after.
+    """Gates of a tree of adders without building it: equal adders are built once and looked up after.
 
+    Never too few, and exact but for about one neuron in a thousand, where a later adder makes a gate or two needless.
     What an adder takes depends only on which of its input bits are constant or equal, and a tree has few such patterns.
     So no two terms need wires of their own: the words of ``terms`` are 2, 4, 6, ... in each.
     """
@@ -121,7 +122,7 @@ def _range(add: Add, terms: Sequence[Term], bias: int, width: int) -> Word:
         while len(heap) > 1:
             (top_x, _, x), (top_y, _, y) = heapq.heappop(heap), heapq.heappop(heap)
             top = top_x + top_y
-            heapq.heappush(heap, (top, next(order), add(x, y, FALSE, max(1, top.bit_length()))))
+            heapq.heappush(heap, (top, next(order), add(x, y, FALSE, min(max(1, top.bit_length()), width))))
         totals[side] = heap[0][2] if heap else []
     plus, minus = ((totals[side] + [FALSE] * width)[:width] for side in (1, -1))
     return add(plus, complement(minus), TRUE, width) if totals[-1] else plus

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PAPER = Path(__file__).parents[3] / "papers" / "medic"
+
+
+def row(defence: str, acc: float, asr: float, relearn: float, attack: str = "badnet") -> dict[str, object]:
+    fixed = {"net": "resnet", "seed": 0, "clean": 3000, "victim": "60000x8/256", "ra": 0.5, "seconds": 1.0}
+    return {**fixed, "attack": attack, "defence": defence, "acc": acc, "asr": asr, "relearn": [relearn] * 5}
+
+
+@pytest.fixture
+def tables(monkeypatch):
+    monkeypatch.syspath_prepend(str(PAPER))
+    import tables
+
+    yield tables
+    for name in ("tables", "reproduce", "defences", "bed"):
+        sys.modules.pop(name, None)
+
+
+def test_summary_and_front_by_hand(tables):
+    rows = [
+        row("before", 0.90, 1.00, 1.0), row("floor", 0.90, 0.01, 0.02), row("medic", 0.89, 0.03, 0.04),
+        row("better", 0.89, 0.02, 0.04), row("relearns", 0.90, 0.02, 0.50),
+        # an attack that did not take counts for nothing
+        row("before", 0.90, 0.50, 1.0, "warp"), row("medic", 0.10, 1.00, 1.0, "warp"),
+    ]  # fmt: skip
+    found = tables.Rows(rows, "resnet", 3000, "60000x8/256")
+    assert "| medic | 1 | 1.0 | 3.0 | 2.0 | 2.0 | 50.0 | 1 |" in tables.summary(found, tables.ATTACKS)
+    assert tables.front(found, tables.ATTACKS).endswith("at once: better.")
+
+
+def test_rows_cut_off_are_run_again(tables, tmp_path):
+    whole = json.dumps(row("medic", 0.9, 0.1, 0.1))
+    (tmp_path / "rows-0.jsonl").write_text(whole + "\n" + whole[:40])
+    import reproduce
+
+    assert len(reproduce.rows_in(tmp_path)) == 1
+    reproduce.merge(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+def test_what_would_be_run():
+    script = [sys.executable, str(PAPER / "reproduce.py"), "--dry-run", "--stages", "main", "--seeds", "0"]
+    said = subprocess.run(script, capture_output=True, text=True, check=True).stdout
+    assert len(said.splitlines()) == 11
+    assert said.startswith("main-resnet-badnet-0-3000: 15 rows")

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from layerscope.probe.recorder import Trace
 from layerscope.probe.records import LayerRecord
 from layerscope.probe.reducers import Reduced
-from layerscope.probe.summary import COLUMNS, summarise
+from layerscope.probe.summary import COLUMNS, Side, summarise
 from layerscope.quantities import health, rank, similarity
 from layerscope.quantities.moments import Tables, batch_normalized
 
@@ -71,39 +71,38 @@ def finalise(traces: Sequence[Trace]) -> list[Site]:
 
 
 def _tables(traces: Sequence[Trace], unique: dict[int, Reduced], numbers: dict[int, dict[str, float]]) -> None:
-    groups: dict[tuple[torch.Size, int], tuple[list[int], list[Tensor], list[Tensor]]] = {}
-    rows: list[tuple[int, Tensor]] = []
-    read = [([key], Tables(t.sums[None], t.norms[None], t.positions)) for key, r in unique.items() if (t := r.tables)]
-    for keys, t in (*read, *_normalized(traces)):
-        group = groups.setdefault((t.sums.shape[1:], t.positions), ([], [], []))
-        group[0].extend(keys)
-        group[1].append(t.sums)
-        group[2].append(t.norms)
-    for (_, positions), (keys, sums, norms) in groups.items():
-        rows += zip(keys, summarise(Tables(torch.cat(sums), torch.cat(norms), positions)), strict=True)
-    rows += [(key, kept.summary) for key, kept in unique.items() if kept.summary is not None]
-    for (key, _), values in zip(rows, torch.stack([r for _, r in rows]).tolist() if rows else [], strict=True):
-        numbers[key].update(zip(COLUMNS, values, strict=True))
+    groups: dict[tuple[int, torch.dtype, bool], tuple[list[int], list[Side]]] = defaultdict(lambda: ([], []))
+    read = [([key], Side(t, (t.sums.shape[1],))) for key, kept in unique.items() if (t := kept.tables) is not None]
+    for sites, side in (*read, *_normalized(traces)):
+        keys, sides = groups[len(side.tables.sums), side.tables.sums.dtype, side.tables.positions == 1]
+        keys.extend(sites)
+        sides.append(side)
+    rows = [(keys, summarise(sides)) for keys, sides in groups.values()]
+    done = [(key, kept.summary) for key, kept in unique.items() if kept.summary is not None]
+    if done:
+        rows.append(([key for key, _ in done], torch.stack([row for _, row in done])))
+    for keys, table in rows:
+        for key, values in zip(keys, table.tolist(), strict=True):
+            numbers[key].update(zip(COLUMNS, values, strict=True))
 
 
-def _normalized(traces: Sequence[Trace]) -> Iterator[tuple[list[int], Tables]]:
+def _normalized(traces: Sequence[Trace]) -> Iterator[tuple[list[int], Side]]:
     """Tables of batch norm outputs that were not read, from their inputs' tables."""
-    groups: dict[tuple[torch.Size, int, float, bool], list[tuple[int, Tables, nn.Module]]] = defaultdict(list)
+    groups: dict[tuple[int, int, torch.dtype, float, bool], list[tuple[int, Tables, nn.Module]]] = defaultdict(list)
     for trace in traces:
         source, module = trace.kept.normalizes, trace.module
         if source is not None and source.tables is not None and isinstance(module, _BatchNorm):
-            key = source.tables.sums.shape, source.positions, module.eps, module.affine
+            sums = source.tables.sums
+            key = len(sums), source.positions, sums.dtype, module.eps, module.affine
             groups[key].append((id(trace.kept), source.tables, module))
-    for (_, _, eps, affine), group in groups.items():
+    for (_, positions, _, eps, affine), group in groups.items():
         weight, bias = (
-            (torch.stack([getattr(m, name).detach() for _, _, m in group]) if affine else None)
+            (torch.cat([getattr(m, name).detach() for _, _, m in group]) if affine else None)
             for name in ("weight", "bias")
         )
-        yield [key for key, _, _ in group], batch_normalized(_stack([t for _, t, _ in group]), weight, bias, eps)
-
-
-def _stack(tables: Sequence[Tables]) -> Tables:
-    return Tables(torch.stack([t.sums for t in tables]), torch.stack([t.norms for t in tables]), tables[0].positions)
+        sums, norms = torch.cat([t.sums for _, t, _ in group], 1), torch.cat([t.norms for _, t, _ in group], 1)
+        done = batch_normalized(Tables(sums, norms, positions), weight, bias, eps)
+        yield [key for key, _, _ in group], Side(done, tuple(t.sums.shape[1] for _, t, _ in group))
 
 
 def _cosines(unique: dict[int, Reduced], numbers: dict[int, dict[str, float]]) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from layerscope.probe.layouts import View
 from layerscope.probe.plans import Plan
 from layerscope.probe.records import Layout
-from layerscope.probe.summary import summarise
+from layerscope.probe.summary import Side, summarise
 from layerscope.quantities.moments import Tables
 
 SKETCH_VALUES = 2048
@@ -56,7 +56,7 @@ class Reducer:
             return kept
         tables = self.tables(v)
         if v.positions < MIN_TABLE_POSITIONS and tables.sums.numel() > SMALL_TABLE:
-            kept.summary = summarise(tables)
+            kept.summary = summarise([Side(tables, (tables.sums.shape[1],))])[0]
         else:
             kept.tables = tables
         if len(data) > 1 and (todo.cosine or todo.gram_samples):

@@ -92,11 +92,12 @@ def mean_value(t: Tables) -> Tensor:
     return mean.mean(-1)
 
 
-def unbiased_variance(mean: Tensor, second: Tensor, count: int) -> Tensor:
+def unbiased_variance(mean: Tensor, second: Tensor, count: int | Tensor) -> Tensor:
     """(E[x^2] - E[x]^2) * count / (count - 1), never below zero; NaN where ``count`` is one."""
-    if count < 2:
-        return torch.full_like(second, torch.nan)
-    return (second - mean.square()).clamp_min(0) * (count / (count - 1))
+    biased = (second - mean.square()).clamp_min(0)
+    if isinstance(count, Tensor):
+        return torch.where(count > 1, biased * (count / (count - 1)), torch.nan)
+    return biased * (count / (count - 1) if count > 1 else torch.nan)
 
 
 def cancellation(t: Tables) -> Tensor:

@@ -1,7 +1,9 @@
 """Which reductions a call site gets, by level and role: the price list of the probe.
 
-Prices in reads of the tensor: moments 2, cosine 1, gradient 1, Gram matrix of 32 samples 2, of 64 samples 6, extremes
-1.5. The moments of a plain batch norm's output follow from its input's, so they cost nothing where no more is asked.
+Prices in reads of the tensor: moments 2, cosine 1, gradient 1, Gram matrix of 32 samples 3, extremes 1.5. The Gram
+matrix and its eigenvalues cost the square and the cube of the samples, so every level takes the ranks of at most 32:
+they then mean the same at every level and batch size, and a large batch costs its reads and no more. The moments of a
+plain batch norm's output follow from its input's, so they cost nothing where no more is asked.
 
 Signals are read where a layer hands its result on (an *outlet*): activations and blocks. A network that shows neither,
 because its activations are functions, is read at its weight and norm layers instead.
@@ -77,5 +79,5 @@ class Planner:
                 gradient=role not in ("norm", "activation"),
             )
         if outlet:
-            return Plan(True, _ALL, _ALL, sketch=True, absmax=True, gradient=True)
+            return Plan(True, GRAM_SAMPLES, _ALL, sketch=True, absmax=True, gradient=True)
         return Plan(role != "norm", GRAM_SAMPLES if role == "norm" else 0, gradient=True)

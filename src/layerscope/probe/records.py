@@ -54,7 +54,7 @@ class LayerRecord:
     cosine_token: float | None = None
     """Mean cosine over pairs of different tokens of one sample (token layout only)."""
     stable_rank: float | None = None
-    """N / largest eigenvalue of the cosine Gram matrix; of the first 32 samples at level ``standard``, as all ranks."""
+    """N / largest eigenvalue of the cosine Gram matrix; of the first 32 samples of a batch, as all ranks."""
     participation_ratio: float | None = None
     """trace(M)^2 / |M|_F^2 of the cosine Gram matrix M: a lower bound on its rank."""
     effective_rank: float | None = None

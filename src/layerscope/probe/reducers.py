@@ -153,21 +153,4 @@ def _gram(flat: Tensor, todo: Plan) -> Tensor:
     stride = -(-flat.shape[1] // todo.gram_features)
     if stride > 1:
         rows = rows[:, :: coprime(stride, flat.shape[1])].contiguous()
-    return self_product(rows)
-
-
-_STRIP = 32
-_WORTH_STRIPS = 2048
-
-
-def self_product(rows: Tensor) -> Tensor:
-    """X X^T of X [N, D]; on the CPU only what lies on and above the diagonal is multiplied out, in strips of rows."""
-    n, features = rows.shape
-    if n <= _STRIP or features < _WORTH_STRIPS or rows.device.type != "cpu":
-        return rows @ rows.t()
-    out = rows.new_empty(n, n)
-    for i in range(0, n, _STRIP):
-        strip = rows[i : i + _STRIP] @ rows[i:].t()
-        out[i : i + _STRIP, i:] = strip
-        out[i:, i : i + _STRIP] = strip.t()
-    return out
+    return rows @ rows.t()

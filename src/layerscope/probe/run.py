@@ -53,7 +53,7 @@ def profile(
             weight layers and blocks. ``standard``: moments everywhere; similarity everywhere but between a weight layer
             and its activation; soft ranks (of up to 32 samples) and share of zeros after activations and blocks;
             gradients everywhere but at norms and activations. ``deep``: similarity and gradients everywhere, soft
-            ranks of all samples, extremes; at norms soft ranks in place of the similarity.
+            ranks from all features (of up to 32 samples), extremes; at norms soft ranks in place of the similarity.
         loss: ``cross_entropy``, ``mse`` or a function of (output, y) that returns a scalar.
         batch_size: the training batch size; the data are probed in whole batches of it and averaged. None: one batch.
         functional: also record functions that are no modules, such as ``F.relu`` and ``+``.

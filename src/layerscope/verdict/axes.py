@@ -91,7 +91,8 @@ def informative_axis(profiles: Sequence[Profile], limits: Thresholds) -> Axis:
         )
     score, spread = _over_seeds(scores)
     place = "after pooling" if sum(pooled) * 2 > len(pooled) else "at the classifier input"
-    cosine = f"samples have cosine {1 - score:.3f} {place}"
+    digits = 3 if score > 0.0015 else 4  # 1.000 would say that all samples are the same
+    cosine = f"samples have cosine {1 - score:.{digits}f} {place}"
     if own:
         cosine += f" in expectation over the network's own noise ({_number(own)} of the variance between samples)"
     if t.tokens:

@@ -10,7 +10,10 @@ Importing the package imports no torch: every public name is loaded when it is f
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+
+TYPE_CHECKING = False  # as in typing, which takes most of the time that importing this module would take
+if TYPE_CHECKING:
+    from typing import Any
 
 __version__ = "0.1.0"
 

@@ -185,3 +185,7 @@ def test_thresholds_can_be_set() -> None:
 def test_tail_factor_of_known_laws() -> None:
     assert tail_factor(trunk(residual([2.0**i for i in range(9)]))) == pytest.approx(2.0)
     assert tail_factor(trunk(residual([1.0 + i for i in range(9)]))) == pytest.approx((9 / 5) ** 0.25)
+
+
+def test_a_cosine_just_below_one_is_not_written_as_one() -> None:
+    assert "cosine 0.9997 " in judge(plain(readout_cosine=0.9997), analytic=False).reason

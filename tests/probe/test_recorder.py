@@ -345,3 +345,17 @@ def test_a_block_that_ends_in_a_norm_is_measured_as_a_block(level: str) -> None:
     assert block.cosine_token == pytest.approx(sum(tokens) / len(tokens), abs=1e-5)
     assert block.ms == pytest.approx(float(out.square().mean()), rel=1e-5)
     assert block.grad_norm is not None
+
+
+@pytest.mark.parametrize("level", ["standard", "deep"])
+def test_ranks_are_of_the_first_32_samples_and_the_cosine_of_all(level: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
+    x = torch.randn(40, 1, 6, 6) + torch.linspace(-2, 2, 40).view(-1, 1, 1, 1)
+    value = model[:2](x).detach().double().flatten(1)
+    seen = profile(model, x, level=level)["1"]  # type: ignore[arg-type]  # parametrized by plain strings
+    m = functional.normalize(value[:32]) @ functional.normalize(value[:32]).T
+    assert seen.stable_rank == pytest.approx(float(32 / torch.linalg.eigvalsh(m).amax()), rel=1e-5)
+    assert seen.participation_ratio == pytest.approx(float(32**2 / m.square().sum()), rel=1e-5)
+    every = functional.normalize(value) @ functional.normalize(value).T
+    assert seen.cosine == pytest.approx(float((every.sum() - 40) / (40 * 39)), rel=1e-5)

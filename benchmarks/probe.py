@@ -9,8 +9,8 @@ round, which a busy machine disturbs least. The C library's heap trimming is swi
 script restarts itself with it): otherwise each pays or saves milliseconds of page faults depending on who ran before.
 ``--default-malloc`` leaves it on.
 
-``deep`` is every quantity that one forward and backward pass can show. ``deep + nu`` adds the batch-noise ratio, which is
-an average over random companions in the batch and so needs more passes: four forward passes here, 0.35 of a step each.
+``deep`` is every quantity that one forward and backward pass can show. ``deep + nu`` adds the batch-noise ratio, which
+is an average over random companions in the batch and so needs more passes: four forward passes here.
 
 Peak memory is the largest sum of living tensors during a step, as torch's own allocator counts it. The resident set of
 the process shows the same within the scatter of heap fragmentation, about a tenth either way.

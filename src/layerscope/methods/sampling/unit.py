@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, Self, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ T = TypeVar("T", bound=str)
 NORMAL_ENOUGH = 3.0
 #: A P at which a unit is certain in every precision.
 _SURE = 9.0
-#: Inputs looked at in every call after the first.
+#: Inputs looked at in a call that is not the first.
 _GLANCE = 4096
 
 
@@ -63,7 +63,7 @@ class SamplingLayer(nn.Module):
         self.generator = None
         self.copies = 1
         """Samples drawn for each input row in one pass; more than 1 only inside :func:`folded`."""
-        self._is_checked = self._is_warned = False
+        self._is_warned, self._calls = False, 0
         if self.noise.normality(fan_in) < NORMAL_ENOUGH:
             warnings.warn(
                 f"{type(self).__name__}: {fan_in} inputs with {self.noise.name} are too few for a normal sum "
@@ -210,16 +210,19 @@ class SamplingLayer(nn.Module):
             raise SamplingError(f"{type(self).__name__} needs floating-point inputs of -1 and +1, got {z.dtype}")
         if expected := self._fits(z):
             raise SamplingError(f"{type(self).__name__} needs inputs of shape {expected}, got {tuple(z.shape)}")
-        if self._is_checked and (self._is_warned or z.device.type != "cpu"):
-            return
         if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
             return  # values cannot be looked at here
-        # later calls are sampled: a look at the values costs time, and on a GPU a wait
-        values = z.detach() if not self._is_checked else z.detach().flatten()[:: max(1, z.numel() // _GLANCE)]
-        first, self._is_checked = not self._is_checked, True
+        self._calls += 1
+        first = self._calls == 1
+        # a look at the values costs time, and on a GPU a wait: the 2nd, 4th, 8th ... call is looked at, in part
+        if not first and (self._is_warned or self._calls & (self._calls - 1) or z.device.type != "cpu"):
+            return
+        values = z.detach() if first else z.detach().flatten()[:: max(1, z.numel() // _GLANCE)]
         if first:
             self._check_weights()
         # means are not binary, and are not meant to be
+        if self._is_warned:
+            return
         if self.variance != "exact" and self.mode != "mean" and not bool((values.abs() == 1).all()):
             self._is_warned = True
             warnings.warn(
@@ -239,6 +242,12 @@ class SamplingLayer(nn.Module):
                 SamplingWarning,
                 stacklevel=6,
             )
+
+    def train(self, mode: bool = True) -> Self:
+        """As of every module; the next inputs are looked at again."""
+        if mode != self.training:
+            self._calls = 0
+        return super().train(mode)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the generator: it belongs to a context, and cannot be pickled."""

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import torch
+from intervals import interval
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -132,8 +133,9 @@ def tables(rows: list[dict[str, object]]) -> str:
     lines = []
     for case in CASES:
         lines += [f"\n### {case}\n"]
-        lines += ["| norm | test accuracy, recalibrated | with running statistics | steps to BN's final loss | CPU |"]
-        lines += ["|---|---|---|---|---|"]
+        lines += ["| norm | test accuracy, recalibrated | difference to BN (95 %) | with running statistics |"]
+        lines[-1] += " steps to BN's final loss | CPU |"
+        lines += ["|---|---|---|---|---|---|"]
         for arm in ARMS:
             mine = [found[case, arm, s] for s in seeds if (case, arm, s) in found]
             if not mine:
@@ -143,12 +145,20 @@ def tables(rows: list[dict[str, object]]) -> str:
             cost = [float(r["cpu_seconds"]) / float(b["cpu_seconds"]) for r, b in zip(mine, refs, strict=True)]
             cells = [
                 " / ".join(f"{100 * r['accuracy']:.1f}" for r in mine),
+                "" if arm == "BN" else _difference(mine, refs),
                 " / ".join(f"{100 * r['accuracy_running']:.1f}" for r in mine),
                 " / ".join("never" if s is None else f"{s:.2f}" for s in shares),
                 f"{statistics.median(cost):.2f}x",
             ]
             lines.append(f"| {arm} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _difference(mine: list[dict[str, object]], refs: list[dict[str, object]]) -> str:
+    """Mean difference in points at the same seed, and its 95 % interval."""
+    gains = [100 * (r["accuracy"] - b["accuracy"]) for r, b in zip(mine, refs, strict=True)]
+    low, high = interval(gains)
+    return f"{statistics.fmean(gains):+.1f} ({low:+.1f} to {high:+.1f})"
 
 
 def main() -> None:

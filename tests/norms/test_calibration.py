@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from layerscope import norms
 from layerscope.errors import LayerscopeError
@@ -106,3 +107,35 @@ def test_training_and_evaluation_agree_after_recalibration_on_one_batch() -> Non
             m.training = isinstance(m, norms.MixtureNorm)
         trained = net(x)
     torch.testing.assert_close(evaluated, trained, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "kind", ["tensors", "pairs", "lists", "loader", "generator", "one tensor", "dicts", "labelled dicts"]
+)
+def test_every_kind_of_batches_gives_the_same_statistics(kind: str) -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = network("mixture:k=2")
+
+        def forward(self, image: Tensor) -> Tensor:
+            return self.body(image)
+
+    x = torch.cat(batches())
+    y = torch.arange(len(x))
+    given = {
+        "tensors": x.split(16),
+        "pairs": list(zip(x.split(16), y.split(16), strict=True)),
+        "lists": [[part] for part in x.split(16)],
+        "loader": DataLoader(TensorDataset(x, y), batch_size=16),
+        "generator": (part for part in x.split(16)),
+        "one tensor": x,
+        "dicts": [{"image": part} for part in x.split(16)],
+        "labelled dicts": [{"image": part, "label": y[:16]} for part in x.split(16)],
+    }[kind]
+    net = Named()
+    net(batches(1, 9)[0])  # dropout draws: the twin is a copy of what this left
+    twin = copy.deepcopy(net)
+    norms.recalibrate(twin, [x] if kind == "one tensor" else x.split(16))
+    assert norms.recalibrate(net, given) == (1 if kind == "one tensor" else 4)
+    assert all(torch.equal(a, b) for a, b in zip(net.buffers(), twin.buffers(), strict=True))

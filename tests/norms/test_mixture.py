@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import math
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -407,3 +408,31 @@ def test_places_by_stage_in_a_named_network() -> None:
 def test_wrong_places_are_explained(act: Callable[[], object], error: type[Exception], said: str) -> None:
     with pytest.raises(error, match=said):
         act()
+
+
+@pytest.mark.parametrize("spec", ["mixture:k=3", "mixture:k=3,scale=unit", "mixture:k=2,posterior=channel"])
+def test_a_batch_norms_checkpoint_loads_strictly(spec: str) -> None:
+    def net(norm: nn.Module) -> nn.Sequential:
+        return nn.Sequential(nn.Conv2d(6, 6, 1), norm)
+
+    torch.manual_seed(0)
+    old = net(nn.BatchNorm2d(6)).double()
+    for p in old.parameters():
+        nn.init.normal_(p)
+    for s in range(3):
+        old(data(seed=s))
+    new = net(norms.build(spec, 6)).double()
+    before = {name: v.clone() for name, v in old.state_dict().items()}
+    new.load_state_dict(old.state_dict())
+    assert all(torch.equal(before[name], v) for name, v in old.state_dict().items())
+    with torch.no_grad():
+        close(new.eval()(data(seed=8)), old.eval()(data(seed=8)), 1e-11)
+    assert bool(torch.isfinite(new.train()(data(seed=9))).all())
+
+
+def test_a_layer_can_be_copied_and_pickled_in_the_middle_of_training() -> None:
+    layer = trained()
+    x = data(seed=11)
+    want = copy.deepcopy(layer)(x)
+    close(pickle.loads(pickle.dumps(layer))(x), want)
+    close(layer(x), want)

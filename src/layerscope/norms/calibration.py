@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import inspect
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from layerscope import inputs
 from layerscope.errors import LayerscopeError
 
 
@@ -23,8 +25,9 @@ def recalibrate(model: nn.Module, batches: Iterable[Any], max_batches: int | Non
 
     Args:
         model: any module; left in the mode it was in.
-        batches: inputs, or tuples whose first entry is the input. Batches of the training size give the statistics
-            that training saw.
+        batches: inputs (tensors, or dicts of keyword arguments), or tuples and lists whose first entry is the input.
+            A single tensor is one batch. Of a dict, what ``forward`` does not name, such as labels, is left out.
+            Batches of the training size give the statistics that training saw.
         max_batches: stop after so many.
 
     Returns:
@@ -41,7 +44,7 @@ def recalibrate(model: nn.Module, batches: Iterable[Any], max_batches: int | Non
     like = next(model.parameters(), None)
     used = 0
     # the first batch is fetched before anything is forgotten: an empty loader must not cost the statistics
-    iterator = iter(batches)
+    iterator = iter([batches] if isinstance(batches, Tensor) else batches)
     batch = next(iterator, None)
     if batch is None or max_batches == 0:
         raise LayerscopeError("recalibrate was given no batch: pass an iterable of inputs, or of (input, target)")
@@ -52,7 +55,7 @@ def recalibrate(model: nn.Module, batches: Iterable[Any], max_batches: int | Non
             layer.momentum = None  # type: ignore[assignment]  # torch's word for "average all batches"
             layer.training = True
         while batch is not None and (max_batches is None or used < max_batches):
-            model(_input(batch, like))
+            inputs.call(model, _input(model, batch, like))
             used += 1
             batch = next(iterator, None)
     finally:
@@ -71,6 +74,9 @@ def _keeps_statistics(module: nn.Module) -> bool:
     )
 
 
-def _input(batch: Any, like: Tensor | None) -> Any:
+def _input(model: nn.Module, batch: Any, like: Tensor | None) -> Any:
     x = batch[0] if isinstance(batch, tuple | list) else batch
-    return x.to(like.device) if isinstance(x, Tensor) and like is not None else x
+    if isinstance(x, Mapping):
+        named = inspect.signature(model.forward).parameters
+        x = {key: value for key, value in x.items() if key in named} or x
+    return x if like is None else inputs.mapped(x, lambda t: t.to(like.device))

@@ -54,6 +54,8 @@ class MixtureNorm(ChannelNorm):
     within tens of steps. Evaluation takes the posteriors of the same mixture and the running moments. Gradients go
     through the moments, not through the posteriors.
 
+    The state of a batch norm can be loaded as it is: the layer then computes, in evaluation mode, what that one did.
+
     Args:
         channels: number of channels C.
         k: number of components K.
@@ -304,6 +306,11 @@ class MixtureNorm(ChannelNorm):
         return _all_reduce if self.sync and _is_distributed() else None
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        mean = state_dict.get(f"{prefix}running_mean")
+        if f"{prefix}mixture_mean" not in state_dict and mean is not None and mean.shape == (self.channels,):
+            # a batch norm's state: load_state_dict hands over a copy of the caller's dict, so it may be changed
+            own = {name.removeprefix(prefix): v for name, v in state_dict.items() if name.startswith(prefix)}
+            state_dict.update({prefix + name: v for name, v in self._state_of_batchnorm(own).items()})
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._is_seeded = bool(self.seeded)
         self._before = self._pending = None
@@ -327,18 +334,27 @@ class MixtureNorm(ChannelNorm):
             raise SpecError(f"from_batchnorm needs a batch norm with running statistics, got {type(bn).__name__}")
         options = {"momentum": bn.momentum, "eps": bn.eps, "affine": bn.affine} | options
         made = cls(bn.num_features, k, **options).to(bn.running_mean)
-        noise = torch.randn(k, bn.num_features, generator=torch.Generator().manual_seed(made.seed)).to(bn.running_mean)
-        std = torch.sqrt(bn.running_var + bn.eps)
-        made.running_weight.fill_(1 / k)
-        made._set_mixture(Mixture(made.running_weight, bn.running_mean + 0.1 * noise * std, bn.running_var))
-        made.running_mean.copy_(bn.running_mean.expand_as(made.running_mean))
-        made.running_var.copy_(bn.running_var.expand_as(made.running_var))
-        made.num_batches_tracked.fill_(max(1, int(bn.num_batches_tracked or 1)))
-        with torch.no_grad():
-            if made.weight is not None and made.bias is not None:
-                made.weight.copy_(bn.weight / math.sqrt(k) if made.scale == "fisher" else bn.weight)
-                made.bias.copy_(bn.bias)
+        made.load_state_dict(bn.state_dict())
         return made.train(bn.training)
+
+    def _state_of_batchnorm(self, state: dict[str, Any]) -> dict[str, Any]:
+        """This layer's state that computes, in evaluation mode, what a batch norm of the given state computes."""
+        mean, var = state["running_mean"], state["running_var"]
+        noise = torch.randn(self.k, self.channels, generator=torch.Generator().manual_seed(self.seed)).to(mean)
+        made = {
+            "mixture_mean": mean + 0.1 * noise * torch.sqrt(var + self.eps),
+            "mixture_var": var.expand_as(noise),
+            "running_mean": mean.expand_as(noise),
+            "running_var": var.expand_as(noise),
+            "mixture_weight": torch.full_like(self.mixture_weight, 1 / self.k),
+            "running_weight": torch.full_like(self.running_weight, 1 / self.k),
+            "running_count": torch.zeros_like(self.running_count),
+            "num_batches_tracked": torch.as_tensor(state.get("num_batches_tracked", 1)).clamp_min(1),
+            "seeded": torch.tensor(True),
+        }
+        if "weight" in state and self.scale == "fisher":
+            made["weight"] = state["weight"] / math.sqrt(self.k)
+        return made
 
     def extra_repr(self) -> str:
         """What ``repr`` shows."""

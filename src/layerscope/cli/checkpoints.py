@@ -45,7 +45,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
         except ImportError:
             raise MissingExtraError("safetensors", "zoo", "reading .safetensors") from None
         try:
-            return dict(load_file(checkpoint))
+            return _bare(load_file(checkpoint))
         except SafetensorError as error:
             raise SourceError(f"{checkpoint} cannot be read as safetensors: {error}") from None
     try:
@@ -56,9 +56,18 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
             f"{checkpoint} cannot be read as plain weights ({first}); save  model.state_dict()  and not the model: "
             "loading whole models from strangers runs their code"
         ) from None
-    for key in ("state_dict", "model"):
+    for key in ("state_dict", "model_state_dict", "model", "net"):
         if isinstance(found, dict) and isinstance(found.get(key), dict):
             found = found[key]
     if not isinstance(found, dict):
         raise SourceError(f"{checkpoint} holds a {type(found).__name__}; expected a state dict")
-    return {str(k).removeprefix("module."): v for k, v in found.items()}
+    return _bare(found)
+
+
+def _bare(state: dict[Any, Any]) -> dict[str, Any]:
+    """Without the prefixes that DataParallel and torch.compile put before every name."""
+    names = {str(k): v for k, v in state.items()}
+    for prefix in ("_orig_mod.", "module.", "_orig_mod."):
+        if names and all(name.startswith(prefix) for name in names):
+            names = {name.removeprefix(prefix): v for name, v in names.items()}
+    return names

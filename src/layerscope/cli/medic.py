@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
+
+from layerscope.cli.checkpoints import load_into
 
 if TYPE_CHECKING:
     from torch import nn
@@ -228,61 +230,9 @@ def _factory(model: nn.Module, network: str, data: Dataset, seed: int) -> Callab
 
 
 def _loaded(network: str, checkpoint: Path, data: Dataset) -> nn.Module:
-    from layerscope.errors import SourceError
-
     model = _built(network, data, 0)
-    state = _state(checkpoint)
-    try:
-        model.load_state_dict(state)
-    except (RuntimeError, TypeError) as error:
-        first = " ".join(str(error).split())[:300]
-        raise SourceError(f"{checkpoint} does not fit {network}: {first}") from None
+    load_into(model, checkpoint, network)
     return model.eval()
-
-
-def _state(checkpoint: Path) -> dict[str, Any]:
-    """A state dict, read without running any code from the file."""
-    import pickle
-
-    import torch
-
-    from layerscope.errors import MissingExtraError, SourceError
-
-    if not checkpoint.is_file():
-        raise SourceError(f"there is no checkpoint {str(checkpoint)!r}")
-    if checkpoint.suffix == ".safetensors":
-        try:
-            from safetensors import SafetensorError
-            from safetensors.torch import load_file
-        except ImportError:
-            raise MissingExtraError("safetensors", "zoo", "reading .safetensors") from None
-        try:
-            return _bare(load_file(checkpoint))
-        except SafetensorError as error:
-            raise SourceError(f"{checkpoint} cannot be read as safetensors: {error}") from None
-    try:
-        found = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise SourceError(
-            f"{checkpoint} cannot be read as plain weights ({first}); save  model.state_dict()  and not the model: "
-            "loading whole models from strangers runs their code"
-        ) from None
-    for key in ("state_dict", "model_state_dict", "model", "net"):
-        if isinstance(found, dict) and isinstance(found.get(key), dict):
-            found = found[key]
-    if not isinstance(found, dict):
-        raise SourceError(f"{checkpoint} holds a {type(found).__name__}; expected a state dict")
-    return _bare(found)
-
-
-def _bare(state: dict[Any, Any]) -> dict[str, Any]:
-    """Without the prefixes that DataParallel and torch.compile put before every name."""
-    names = {str(k): v for k, v in state.items()}
-    for prefix in ("_orig_mod.", "module.", "_orig_mod."):
-        if names and all(name.startswith(prefix) for name in names):
-            names = {name.removeprefix(prefix): v for name, v in names.items()}
-    return names
 
 
 def _written(model: nn.Module, path: Path | None) -> None:

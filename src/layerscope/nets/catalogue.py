@@ -51,6 +51,19 @@ def _resnet(default_width: int = 32) -> tuple[Param, ...]:
     )
 
 
+def _transformer(*more: Param) -> tuple[Param, ...]:
+    return (
+        _width(64, "channels of every token"),
+        _param("depth", 6, "blocks (two residual adds each)", low=1),
+        _param("heads", 4, "attention heads", low=1),
+        *more,
+        _ON_SPHERE,
+        _param("branch", "plain", "how residual branches are scaled", choices=BRANCHES),
+        _param("qk_norm", False, "RMS norm of queries and keys"),
+        _ACT,
+    )
+
+
 _NETS: tuple[NetInfo, ...] = (
     NetInfo("cfg_10", "plain CNN, 10 convolutions, no skips", (_width(64),), _PAPER),
     NetInfo("cfg_20", "plain CNN, 20 convolutions, no skips", (_width(64),), _PAPER),
@@ -99,30 +112,13 @@ _NETS: tuple[NetInfo, ...] = (
     NetInfo(
         "vit",
         "small vision transformer; norm before, after or around each branch",
-        (
-            _width(64, "channels of every token"),
-            _param("depth", 6, "blocks (two residual adds each)", low=1),
-            _param("heads", 4, "attention heads", low=1),
-            _PATCH,
-            _ON_SPHERE,
-            _param("branch", "plain", "how residual branches are scaled", choices=BRANCHES),
-            _param("qk_norm", False, "RMS norm of queries and keys"),
-            _ACT,
-        ),
+        _transformer(_PATCH),
         "Dosovitskiy et al. 2021, arXiv 2010.11929, without class token",
     ),
     NetInfo(
         "gpt",
         "small language model over characters, for data text; causal attention",
-        (
-            _width(64, "channels of every token"),
-            _param("depth", 6, "blocks (two residual adds each)", low=1),
-            _param("heads", 4, "attention heads", low=1),
-            _ON_SPHERE,
-            _param("branch", "plain", "how residual branches are scaled", choices=BRANCHES),
-            _param("qk_norm", False, "RMS norm of queries and keys"),
-            _ACT,
-        ),
+        _transformer(),
         "Radford et al. 2019, Language models are unsupervised multitask learners",
     ),
     NetInfo(

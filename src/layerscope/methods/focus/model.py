@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -17,9 +18,9 @@ from layerscope.methods.focus.backends import make_backend
 from layerscope.methods.focus.cost import CostTable, measure
 from layerscope.methods.focus.errors import FocusError
 from layerscope.methods.focus.fills import mean_fills
-from layerscope.methods.focus.graph import check_input, trace
+from layerscope.methods.focus.graph import Traced, check_input, trace
 from layerscope.methods.focus.levels import Level
-from layerscope.methods.focus.plan import make_plan, zero_fills
+from layerscope.methods.focus.plan import Plan, make_plan, zero_fills
 from layerscope.methods.focus.records import FocusConfig, FocusReport
 from layerscope.methods.focus.relevance import Relevance, fitting_set, make_relevance
 from layerscope.methods.focus.runner import Runner
@@ -27,6 +28,15 @@ from layerscope.plain import from_plain, to_plain
 
 #: A call goes dense above 1 + this times the dense time, and comes back below 1 - this: no flapping in between.
 HYSTERESIS = 0.05
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """What calibration batches are needed for, once it is known."""
+
+    relevance: Relevance
+    fills: dict[str, Tensor]
+    """Fill [C] of each value after the cut, by the name of its node."""
 
 
 class FocusedModel(nn.Module):
@@ -42,6 +52,7 @@ class FocusedModel(nn.Module):
         config: what chooses the set; None makes a dense model with the same interface.
         example: one input batch [N, C, H, W], for the shapes.
         calibration: batches [N, C, H, W], needed for a mean fill and for fitted relevance maps.
+        fitted: the same from an earlier fit, in place of ``calibration``.
         backend: ``auto``, ``avx512``, ``avx2``, ``plain`` or ``torch``.
         on_empty: an image with no active position runs ``dense``, or goes on with nothing but ``fill``.
         route: whether full, empty and expensive sets run densely; off only for measuring and tests.
@@ -60,6 +71,7 @@ class FocusedModel(nn.Module):
         *,
         example: Tensor,
         calibration: Iterable[Tensor] = (),
+        fitted: Fitted | None = None,
         backend: str = "auto",
         on_empty: str = "dense",
         route: bool = True,
@@ -84,29 +96,23 @@ class FocusedModel(nn.Module):
         if config is None:
             trace(self.dense, example)  # raises what a focused model would raise
         else:
-            self._build(example, [b.float() for b in calibration])
+            self._build(example, [b.float() for b in calibration], fitted)
         self.eval()
         self.register_load_state_dict_post_hook(_repack)  # type: ignore[no-untyped-call]  # torch's
 
     # building --------------------------------------------------------------------------------------------------------
 
-    def _build(self, example: Tensor, calibration: Sequence[Tensor]) -> None:
+    def _build(self, example: Tensor, calibration: Sequence[Tensor], fitted: Fitted | None) -> None:
         config = self.config
         assert config is not None
         _check_config(config)
         backend = make_backend(self._backend_name)
         traced = trace(self.dense, example)
         plan = make_plan(traced, traced.cut(config.cut), stem_on_rows=backend.stem_on_rows)
-        features = evidence = None
-        if config.relevance in ("novelty", "evidence") and calibration:
-            features, evidence = fitting_set(traced, plan.cut.node, calibration)
-        self._set_relevance(make_relevance(config.relevance, plan.cut.channels, features, evidence))
-        if config.fill == "mean":
-            if not calibration:
-                raise FocusError("fill: 'mean' needs calibration batches")
-            fills = mean_fills(plan, calibration)
-        else:
-            fills = zero_fills(plan)
+        if fitted is None:
+            fitted = _fit(config, traced, plan, calibration)
+        self._set_relevance(fitted.relevance)
+        fills = {node: fitted.fills[node.name] for node in zero_fills(plan)}
         self._buffer_names = []
         for node, fill in fills.items():
             name = f"fill_{node.name}"
@@ -306,6 +312,17 @@ class FocusedModel(nn.Module):
             if self._mostly_dense:
                 return ["dense"] * images
         return routes
+
+
+def _fit(config: FocusConfig, traced: Traced, plan: Plan, calibration: Sequence[Tensor]) -> Fitted:
+    features = evidence = None
+    if config.relevance in ("novelty", "evidence") and calibration:
+        features, evidence = fitting_set(traced, plan.cut.node, calibration)
+    relevance = make_relevance(config.relevance, plan.cut.channels, features, evidence)
+    if config.fill == "mean" and not calibration:
+        raise FocusError("fill: 'mean' needs calibration batches")
+    fills = mean_fills(plan, calibration) if config.fill == "mean" else zero_fills(plan)
+    return Fitted(relevance, {node.name: fill for node, fill in fills.items()})
 
 
 def _check_config(config: FocusConfig) -> None:

@@ -33,7 +33,7 @@ from layerscope.methods.focus.engines import Engine, all_engines
 from layerscope.methods.focus.errors import FocusError
 from layerscope.methods.focus.fills import mean_fills
 from layerscope.methods.focus.graph import Cut, Traced, trace
-from layerscope.methods.focus.model import FocusedModel
+from layerscope.methods.focus.model import Fitted, FocusedModel
 from layerscope.methods.focus.pictures import pictures
 from layerscope.methods.focus.places import Options, Place, candidates, pareto, spread, thin, with_fills
 from layerscope.methods.focus.plan import Plan, zero_fills
@@ -361,8 +361,10 @@ class _Search:
         )
 
     def _focused(self, config: FocusConfig, report: FocusReport | None) -> FocusedModel:
+        place = self.places[config.cut]
+        fills = {node.name: fill for node, fill in place.runners[config.fill].fills.items()}
         return FocusedModel(
-            self.model, config, example=self.example, calibration=self.select.batches(self.effort.batch),
+            self.model, config, example=self.example, fitted=Fitted(place.relevance[config.relevance], fills),
             backend=self.backend_name, report=report,
         )  # fmt: skip
 

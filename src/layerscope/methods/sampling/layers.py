@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layerscope.errors import did_you_mean
+from layerscope.methods.sampling import functional as S
 from layerscope.methods.sampling.errors import SamplingError, SamplingWarning
 from layerscope.methods.sampling.functional import Mode
 from layerscope.methods.sampling.noises import Noise
@@ -61,6 +62,9 @@ class SamplingLinear(SamplingLayer):
 
     def _product(self, z: Tensor, weight: Tensor) -> Tensor:
         return F.linear(z, weight)
+
+    def _by_norm(self, z: Tensor) -> Tensor:
+        return S.linear_by_norm(z, self.weight, self.beta, self.c)
 
     def _connections(self, z: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         return z.reshape(1, -1, 1, self.in_features), weight

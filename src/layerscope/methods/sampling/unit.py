@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from abc import ABC, abstractmethod
 from typing import Any, Literal, Self, TypeVar, cast
 
 import torch
@@ -27,7 +28,7 @@ _SURE = 9.0
 _GLANCE = 4096
 
 
-class SamplingLayer(nn.Module):
+class SamplingLayer(nn.Module, ABC):
     """Base of the sampling layers: the law, the five forward modes and the checks.
 
     A unit outputs z in {-1, +1} with P(z = +1) = (1 + erf(P)) / 2 and, for inputs of magnitude 1,
@@ -84,24 +85,29 @@ class SamplingLayer(nn.Module):
 
     # what the shape of a layer decides
 
+    @abstractmethod
     def _product(self, z: Tensor, weight: Tensor) -> Tensor:
-        raise NotImplementedError
+        """w.z of every unit, in the shape of the output."""
+
+    def _by_norm(self, z: Tensor) -> Tensor:
+        """P with variance ``norm``, one magnitude per unit, in float32 or wider."""
+        return S.scaled_by_norm(self._product(z, self.weight), self.weight, self.beta, self.c, self._unit_shape)
 
     def _per_unit(self, value: Tensor) -> Tensor:
         """[O] (or [O, H', W'], one value per location) shaped to broadcast against the output."""
         return value.view(self._unit_shape) if value.ndim == 1 else value
 
+    @abstractmethod
     def _connections(self, z: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs and weights of every connection, broadcasting to [N, positions, O, I]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _from_connections(self, u: Tensor, p: Tensor) -> Tensor:
         """[N, positions, O] in the shape of P."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _fits(self, z: Tensor) -> str | None:
         """What shape was expected, if it is not this one."""
-        raise NotImplementedError
 
     # the law
 
@@ -131,7 +137,7 @@ class SamplingLayer(nn.Module):
         self._check(z)
         narrow = S.is_narrow(z.dtype) or torch.is_autocast_enabled(z.device.type)
         if self.variance == "norm" and self.beta.ndim == 1 and not narrow:
-            return S.scaled_by_norm(self._product(z, self.weight), self.weight, self.beta, self.c, self._unit_shape)
+            return self._by_norm(z)
         v = S.direction(self.weight)
         u = self._product(z, v.to(self.weight.dtype)).to(v.dtype)
         with torch.autocast(z.device.type, enabled=False):

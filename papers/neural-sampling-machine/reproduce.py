@@ -40,7 +40,6 @@ from layerscope.methods.sampling import (
     reliability,
     rotate,
 )
-from layerscope.training import fit
 
 RESULTS = Path(__file__).parent / "results"
 HELD_BACK = 5000  # training images, the last ones, on which settings are chosen; never trained on
@@ -72,6 +71,8 @@ class Trial:
     """Spread of P after initialization, of sampling networks."""
     copies: int = 1
     """Samples of every image in a step, of sampling networks."""
+    centred: bool = False
+    """Whether sampling units counted their inputs from the running mean in training."""
     images: int = 0
     """Training images, the first ones; 0 for all but those held back."""
 
@@ -131,9 +132,7 @@ def strangers(x: Tensor, name: str) -> dict[str, Tensor]:
     }
 
 
-def measured(
-    model: nn.Module, x: Tensor, y: Tensor, name: str, passes: int, dropout: bool
-) -> dict[str, object]:
+def measured(model: nn.Module, x: Tensor, y: Tensor, name: str, passes: int, dropout: bool) -> dict[str, object]:
     """Accuracy, calibration and uncertainty of a trained network."""
     probs = probabilities(model, x, passes, dropout)
     few = x[:FEW]
@@ -186,8 +185,9 @@ def trained(trial: Trial, lr: float, passes: int, device: str) -> Trained:
         initialize(model, x[:500], trial.target, trial.seed)
     start = time.perf_counter() if device == "cuda" else time.process_time()
     loss, diverged = train(
-        model, x, y, epochs=trial.epochs, batch=trial.batch, lr=lr, copies=trial.copies, seed=trial.seed
-    )
+        model, x, y, epochs=trial.epochs, batch=trial.batch, lr=lr, copies=trial.copies, seed=trial.seed,
+        centre=trial.centred,
+    )  # fmt: skip
     seconds = (time.perf_counter() if device == "cuda" else time.process_time()) - start
     right = accuracy(probabilities(model, aside[0], min(passes, 10)), aside[1])
     print(f"  {trial.kind}, seed {trial.seed}, rate {lr:g}: {right:.4f} held back ({seconds:.1f} s)", flush=True)
@@ -234,7 +234,7 @@ def trials(args: argparse.Namespace) -> list[Trial]:
     """In order of importance: every seed of the networks that the claims are about, then the others."""
     kinds = args.kinds or [*FIRST, *(k for k in HIDDEN if k not in FIRST)]
     fixed = {"pool": args.pool if args.what == "cnn" else "none", "batch": args.batch, "images": args.images}
-    units = {"target": args.target, "copies": args.copies}
+    units = {"target": args.target, "copies": args.copies, "centred": not args.not_centred}
     sampling = {kind: units if kind.startswith(("nsm", "sign, erf")) else {} for kind in kinds}
     halves = [kinds] if args.kinds else [kinds[: len(FIRST)], kinds[len(FIRST) :]]
     return [
@@ -276,28 +276,33 @@ def rows_of(path: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
 
 
-def percentiles(steps: int = 300) -> None:
-    """15th, 50th and 85th percentile of the pre-activations into the last hidden layer while training."""
+def percentiles(target: float, copies: int, images: int = 30000) -> None:
+    """15th, 50th and 85th percentile of the pre-activations into the last hidden layer while training one epoch."""
     out = {}
+    both = data.load("fashion-mnist")
     for kind in ("nsm", "noisy relu", "sign, straight-through", "relu, batch norm"):
         for lr in (1e-3, 1e-2):
             torch.manual_seed(0)
             model, rows = mlp(kind, 784), []
+            if kind == "nsm":
+                initialize(model, both.x[:500], target)
             last = hidden_layers(model)[-1]
 
             def watch(module: nn.Module, args: tuple, output: Tensor, rows: list = rows) -> None:
-                p = module.pre_activation(args[0]) if isinstance(module, SamplingLayer) else output
-                quantiles = torch.quantile(p.detach().flatten()[:20000], torch.tensor([0.15, 0.5, 0.85]))
+                with torch.no_grad():
+                    p = module.pre_activation(args[0]) if isinstance(module, SamplingLayer) else output
+                    quantiles = torch.quantile(p.flatten()[:20000], torch.tensor([0.15, 0.5, 0.85]))
                 rows.append([round(float(v), 4) for v in quantiles])
 
             # a batch norm works on the output of its linear layer: the pre-activation is behind it
             norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm1d)]
             (norms[-1] if norms else last).register_forward_hook(watch)
-            fit(model, "fashion-mnist", steps=steps, batch_size=100, optimizer="adamw", lr=lr, progress=False)
+            x, y = both.x[:images], both.y[:images]
+            train(model, x, y, epochs=1, batch=100, lr=lr, copies=copies, seed=0, centre=True)
             spread = [r[2] - r[0] for r in rows]
             drift = max(abs(r[1] - rows[0][1]) for r in rows)
             out[f"{kind}, lr {lr:g}"] = {
-                "percentiles": rows[:: max(1, steps // 60)],
+                "percentiles": rows[:: max(1, len(rows) // 60)],
                 "spread_last_over_first": round(statistics.mean(spread[-10:]) / statistics.mean(spread[:10]), 2),
                 "median_drift": round(drift, 3),
             }
@@ -315,8 +320,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=100)
     parser.add_argument("--pool", default="avg", choices=["max", "avg", "stride"], help="what halves the CNN's maps")
     parser.add_argument("--lr", type=float, nargs="*", default=list(RATES))
-    parser.add_argument("--target", type=float, default=1.5, help="spread of P after initialization")
+    parser.add_argument("--target", type=float, default=4.0, help="spread of P after initialization")
     parser.add_argument("--copies", type=int, default=4, help="samples of every image in one step of a sampling net")
+    parser.add_argument("--not-centred", action="store_true", help="inputs of sampling units as they are")
     parser.add_argument("--kinds", nargs="*", default=[], help="all by default")
     parser.add_argument("--images", type=int, default=0, help="training images; 0 for all")
     parser.add_argument("--passes", type=int, default=20, help="averaged at test time")
@@ -330,7 +336,7 @@ def main() -> None:
     if args.what in ("mlp", "cnn"):
         compare(args)
     elif args.what == "percentiles":
-        percentiles()
+        percentiles(args.target, args.copies)
     else:
         text = tables([row for path in sorted(RESULTS.glob("*.jsonl")) for row in rows_of(path)])
         (RESULTS / "tables.md").write_text(text)

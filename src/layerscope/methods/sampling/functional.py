@@ -155,9 +155,7 @@ def linear_by_norm(z: Tensor, weight: Tensor, beta: Tensor, c: Tensor | None) ->
     return out[0]
 
 
-def _scaled(
-    u: Tensor, weight: Tensor, beta: Tensor, c: Tensor | None, shape: tuple[int, ...]
-) -> tuple[Tensor, Tensor]:
+def _scaled(u: Tensor, weight: Tensor, beta: Tensor, c: Tensor | None, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """P, and 1 / |w|."""
     inverse = inverse_norm(weight)
     scale = (beta * inverse).view(shape)

@@ -107,7 +107,7 @@ def test_the_mean_runs_in_training_and_rests_in_evaluation():
 
 
 def test_a_layer_that_never_ran_and_one_without_bias_are_left_alone():
-    net = nn.Sequential(SamplingLinear(12, 5, bias=False), SamplingLinear(5, 4))
+    net = nn.Sequential(SamplingLinear(12, 16, bias=False), SamplingLinear(16, 4))
     with centred(net):
         net[0](torch.ones(3, 12))
         assert net[0].centre is None

@@ -134,7 +134,7 @@ def folded(model: nn.Module, copies: int) -> Iterator[None]:
 
 
 @contextmanager
-def centred(model: nn.Module, momentum: float = 0.1) -> Iterator[None]:
+def centred(model: nn.Module, momentum: float = 0.1, sync: bool = False) -> Iterator[None]:
     """Inside, units are trained on inputs counted from their running mean m: P = beta v.(z - m) + c.
 
     Signs seldom have mean zero, and what all inputs have in common then dominates the gradient of every direction.
@@ -150,9 +150,12 @@ def centred(model: nn.Module, momentum: float = 0.1) -> Iterator[None]:
     Args:
         model: a network with sampling layers.
         momentum: weight of each new batch in the running mean, in (0, 1].
+        sync: average the means over all processes. Data-parallel training needs it: otherwise every process counts
+            from the mean of its own part, and the networks come apart.
 
     Raises:
-        SamplingError: no sampling layer, one magnitude per location, a momentum outside (0, 1], or inside already.
+        SamplingError: no sampling layer, one magnitude per location, a momentum outside (0, 1], inside already, or
+            ``sync`` without a process group.
 
     Source: the mean-only batch normalization of Salimans & Kingma 2016 (arXiv 1602.07868, section 4), on inputs and
     with a running mean throughout.
@@ -164,6 +167,8 @@ def centred(model: nn.Module, momentum: float = 0.1) -> Iterator[None]:
         raise SamplingError("a layer has one magnitude per location: its bias cannot take the mean of the inputs")
     if any(layer.centre is not None for layer in layers):
         raise SamplingError("these layers are centred already")
+    if sync and not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        raise SamplingError("sync=True needs torch.distributed.init_process_group()")
 
     def follow(layer: nn.Module, args: tuple[object, ...]) -> None:
         z = args[0]
@@ -172,6 +177,9 @@ def centred(model: nn.Module, momentum: float = 0.1) -> Iterator[None]:
             return
         with torch.no_grad():
             mean = layer.mean_input(z).to(layer.weight.dtype)
+            if sync:
+                torch.distributed.all_reduce(mean)
+                mean /= torch.distributed.get_world_size()
             if layer.centre is None:
                 _count_from(layer, mean)
             else:

@@ -3,7 +3,9 @@
     python benchmarks/sampling.py [--repeats 9]
 
 Ratios of CPU time, one thread, the contestants interleaved; minimum and median over the repeats. A step is forward,
-cross-entropy and backward, and zeroing the gradients, without the optimizer.
+cross-entropy and backward, and zeroing the gradients, without the optimizer. Last, what the probe costs on networks
+without randomness, with dropout (drawn in training only) and with noise that is always on, and how many forward passes
+it takes.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from layerscope.methods.sampling import Binarize, SamplingConv2d, SamplingLinear, predict, using_mode
+from layerscope.probe import profile
 
 warnings.simplefilter("ignore")
 
@@ -82,6 +85,32 @@ def connection_step(layer: SamplingLinear, z: torch.Tensor) -> Callable[[], None
     return run
 
 
+class Counted(nn.Sequential):
+    """A network that counts its forward passes."""
+
+    passes = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # noqa: D102
+        self.passes += 1
+        return super().forward(x)
+
+
+def probe_cost(x: torch.Tensor, y: torch.Tensor, repeats: int) -> None:
+    """CPU time of the probe / of the forward and backward pass of the same network."""
+    dropping = cnn(False)
+    dropping.insert(len(dropping) - 1, nn.Dropout(0.5))
+    nets = {"no randomness": cnn(False), "dropout": dropping, "sampling, noise always on": cnn(True)}
+    print("\nProbe at the standard level, MNIST CNN, batch 100 (1.00 = forward + backward of the same network)")
+    for name, plain in nets.items():
+        net = Counted(*plain)
+        profile(net, (x, y), seed=0)
+        passes = net.passes
+        seconds = measure({"step": step(net, x, y), "probe": lambda net=net: profile(net, (x, y), seed=0)}, repeats)
+        ratio = min(seconds["probe"]) / min(seconds["step"])
+        median = statistics.median(seconds["probe"]) / statistics.median(seconds["step"])
+        print(f"  {name:<34} min {ratio:7.2f}x   median {median:7.2f}x   forward passes {passes}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=9)
@@ -111,6 +140,8 @@ def main() -> None:
         measure({"marginal": marginal, "connection": connection_step(layer, z)}, repeats),
         "marginal",
     )
+
+    probe_cost(x, y, repeats)
 
     net = mlp(True).eval()
     show(

@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from layerscope.methods.sampling import SamplingLayer, folded
+from layerscope.methods.sampling import SamplingLayer, centred, folded
 
 WARM_UP = 3  # steps before a graph is recorded
 
 
 def train(
-    model: nn.Module, x: Tensor, y: Tensor, *, epochs: int, batch: int, lr: float, copies: int, seed: int
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    epochs: int,
+    batch: int,
+    lr: float,
+    copies: int,
+    seed: int,
+    centre: bool = False,
 ) -> tuple[float, bool]:
     """AdamW without decay, cosine schedule, cross entropy; network and data on one device.
 
@@ -28,6 +38,7 @@ def train(
         lr: at the start.
         copies: samples that a sampling network draws of every image in one step.
         seed: of the order and the noise.
+        centre: count the inputs of sampling units from their running mean while training.
 
     Returns:
         Mean loss of the last hundred steps, and whether it was not finite.
@@ -59,13 +70,15 @@ def train(
         return loss.detach()
 
     take = _recorded(step, x[batches[0]], y[batches[0]]) if on_gpu else step
-    for t in range(steps):
-        if on_gpu:
-            rate.copy_(factor[t])
-        else:
-            optimizer.param_groups[0]["lr"] = float(factor[t])
-        rows = batches[t]
-        losses[t] = take(x[rows], y[rows])
+    units = any(isinstance(m, SamplingLayer) for m in model.modules())
+    with centred(model) if centre and units else nullcontext():
+        for t in range(steps):
+            if on_gpu:
+                rate.copy_(factor[t])
+            else:
+                optimizer.param_groups[0]["lr"] = float(factor[t])
+            rows = batches[t]
+            losses[t] = take(x[rows], y[rows])
     tail = float(losses[-100:].mean())
     return tail, not math.isfinite(tail)
 

@@ -1,10 +1,16 @@
-"""Train and measure every network of the comparison; finished trials are kept, so that a stopped run goes on.
+r"""Train and measure every network of the comparison; finished trials are kept, so that a stopped run goes on.
 
+python papers/neural-sampling-machine/reproduce.py cnn --name small --data fashion-mnist:size=14 --pool stride \
+    --images 10000 --epochs 8
+python papers/neural-sampling-machine/reproduce.py cnn --name digits-cnn --data digits --pool stride --epochs 40
 python papers/neural-sampling-machine/reproduce.py cnn --epochs 30 --device cuda
 python papers/neural-sampling-machine/reproduce.py mlp --epochs 30 --device cuda
 python papers/neural-sampling-machine/reproduce.py mlp --data digits --epochs 20
 python papers/neural-sampling-machine/reproduce.py percentiles
 python papers/neural-sampling-machine/reproduce.py tables
+
+Several learning rates: the first seed is trained with each, and the one that does best on the held-back training images
+is used for every seed. Test images are looked at once, by the networks that are in the table.
 """
 
 from __future__ import annotations
@@ -13,7 +19,7 @@ import argparse
 import json
 import statistics
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, astuple, dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -34,14 +40,20 @@ from layerscope.methods.sampling import (
     reliability,
     rotate,
 )
-from layerscope.training import fit
 
 RESULTS = Path(__file__).parent / "results"
 HELD_BACK = 5000  # training images, the last ones, on which settings are chosen; never trained on
 GAIN = 0.7  # standard deviation of the log of the random gains
+#: Kinds that the claims are about: all of their seeds come first.
+FIRST = (
+    "nsm", "relu, batch norm", "sign, erf gradient", "relu", "nsm, ordinary first layer", "relu, weight norm",
+    "sign, straight-through, batch norm", "sign, straight-through, weight norm", "relu, dropout",
+)  # fmt: skip
 ANGLES = range(0, 181, 30)
-#: Rates tried for every kind; the tables show the better one by the held-back images.
-RATES = (1e-3, 3e-3)
+#: Learning rates tried for every kind.
+RATES = (1e-3, 3e-3, 1e-2)
+#: What is measured beside accuracy on so many test images, the first ones.
+FEW = 2000
 
 
 @dataclass(frozen=True)
@@ -53,11 +65,14 @@ class Trial:
     data: str
     epochs: int
     seed: int
-    lr: float
     pool: str = "max"
     batch: int = 100
-    target: float = 1.5
+    target: float = 0.0
+    """Spread of P after initialization, of sampling networks."""
     copies: int = 1
+    """Samples of every image in a step, of sampling networks."""
+    centred: bool = False
+    """Whether sampling units counted their inputs from the running mean in training."""
     images: int = 0
     """Training images, the first ones; 0 for all but those held back."""
 
@@ -109,7 +124,7 @@ def random_gains(model: nn.Module, seed: int) -> None:
 def strangers(x: Tensor, name: str) -> dict[str, Tensor]:
     """Inputs that the network was not made for: turned, with permuted pixels, of another data set."""
     order = torch.randperm(x[0].numel(), generator=torch.Generator().manual_seed(0)).to(x.device)
-    other = {"fashion-mnist": f"digits:size={x.shape[-1]}", "digits": f"fashion-mnist:size={x.shape[-1]}"}[name]
+    other = f"{'digits' if name.startswith('fashion-mnist') else 'fashion-mnist'}:size={x.shape[-1]}"
     return {
         "rotated": rotate(x, 90),
         "permuted": x.flatten(1)[:, order].view_as(x),
@@ -117,17 +132,14 @@ def strangers(x: Tensor, name: str) -> dict[str, Tensor]:
     }
 
 
-def measured(
-    model: nn.Module, x: Tensor, y: Tensor, held: tuple[Tensor, Tensor], name: str, passes: int, dropout: bool
-) -> dict[str, object]:
+def measured(model: nn.Module, x: Tensor, y: Tensor, name: str, passes: int, dropout: bool) -> dict[str, object]:
     """Accuracy, calibration and uncertainty of a trained network."""
     probs = probabilities(model, x, passes, dropout)
-    few = x[:2000]
+    few = x[:FEW]
     inside = predictive_entropy(probs[: len(few)])
     return {
         "accuracy": accuracy(probs, y),
         "accuracy_one_pass": accuracy(probabilities(model, x, 1, dropout), y),
-        "accuracy_held_back": accuracy(probabilities(model, held[0], min(passes, 10), dropout), held[1]),
         "ece": reliability(probs, y).ece,
         "nll": negative_log_likelihood(probs, y),
         "auroc": {
@@ -141,83 +153,116 @@ def measured(
     }
 
 
-def run(trial: Trial, passes: int, test_images: int, device: str) -> list[dict[str, object]]:
-    """Train one network and measure it; a network with dropout gives a second row, with the masks left on."""
-    both, test = data.load(trial.data), data.load(trial.data, split="test")
+def split(trial: Trial, device: str) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Training images, the first ones; and held-back ones, the last."""
+    both = data.load(trial.data)
     held = min(HELD_BACK, len(both.x) // 10)
     images = min(trial.images or len(both.x), len(both.x) - held)
-    x, y = both.x[:images].to(device), both.y[:images].to(device)
+    x, y = both.x.to(device), both.y.to(device)
+    return (x[:images], y[:images]), (x[-held:], y[-held:])
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network after training."""
+
+    model: nn.Module
+    lr: float
+    loss: float
+    diverged: bool
+    seconds: float
+    held_back: float
+    """Accuracy on the held-back training images."""
+
+
+def trained(trial: Trial, lr: float, passes: int, device: str) -> Trained:
+    """Train one network; test images are not touched."""
+    (x, y), aside = split(trial, device)
     torch.manual_seed(trial.seed)
-    made = mlp(trial.kind, x[0].numel()) if trial.family == "mlp" else cnn(trial.kind, trial.pool)
+    made = mlp(trial.kind, x[0].numel()) if trial.family == "mlp" else cnn(trial.kind, trial.pool, x.shape[-1])
     model = made.to(device)
     if any(isinstance(m, SamplingLayer) for m in model.modules()):
         initialize(model, x[:500], trial.target, trial.seed)
-    start = time.perf_counter()
+    start = time.perf_counter() if device == "cuda" else time.process_time()
     loss, diverged = train(
-        model, x, y, epochs=trial.epochs, batch=trial.batch, lr=trial.lr, copies=trial.copies, seed=trial.seed
-    )
-    seconds = time.perf_counter() - start
-    xt, yt = test.x[:test_images].to(device), test.y[:test_images].to(device)
-    aside = both.x[-held:].to(device), both.y[-held:].to(device)
-    name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
+        model, x, y, epochs=trial.epochs, batch=trial.batch, lr=lr, copies=trial.copies, seed=trial.seed,
+        centre=trial.centred,
+    )  # fmt: skip
+    seconds = (time.perf_counter() if device == "cuda" else time.process_time()) - start
+    right = accuracy(probabilities(model, aside[0], min(passes, 10)), aside[1])
+    print(f"  {trial.kind}, seed {trial.seed}, rate {lr:g}: {right:.4f} held back ({seconds:.1f} s)", flush=True)
+    return Trained(model, lr, loss, diverged, seconds, right)
+
+
+def row_of(trial: Trial, chosen: Trained, tried: dict[str, float], args: argparse.Namespace) -> list[dict[str, object]]:
+    """Measure a trained network; one with dropout gives a second row, with the masks left on."""
+    test, model, passes = data.load(trial.data, split="test"), chosen.model, args.passes
+    x, y = test.x[: args.test_images].to(args.device), test.y[: args.test_images].to(args.device)
     common = {
-        **asdict(trial), "passes": passes, "test_images": len(xt), "train_loss": loss, "diverged": diverged,
-        "seconds": round(seconds, 1), "device": name,
+        **asdict(trial), "lr": chosen.lr, "passes": passes, "test_images": len(x), "train_loss": chosen.loss,
+        "diverged": chosen.diverged, "seconds": round(chosen.seconds, 1), "accuracy_held_back": chosen.held_back,
+        "device": torch.cuda.get_device_name() if args.device == "cuda" else "cpu", "torch": torch.__version__,
     }  # fmt: skip
-    rows: list[dict[str, object]] = [{**common, **measured(model, xt, yt, aside, trial.data, passes, False)}]
+    if tried:
+        common["held_back_by_rate"] = tried
+    rows: list[dict[str, object]] = [{**common, **measured(model, x, y, trial.data, passes, False)}]
     if trial.kind == "relu, dropout":
-        left_on = measured(model, xt, yt, aside, trial.data, passes, True)
+        left_on = measured(model, x, y, trial.data, passes, True)
         rows.append({**common, "kind": "relu, dropout, masks left on", **left_on})
     if stochastic(model):
         rows[0]["bits"] = {}
         for bits in range(2, 9):
             with fixed_point(model, bits):
-                rows[0]["bits"][str(bits)] = accuracy(probabilities(model, xt, min(passes, 10)), yt)
+                rows[0]["bits"][str(bits)] = accuracy(probabilities(model, x, min(passes, 10)), y)
         rows[0]["by_passes"] = {
-            str(s): {"accuracy": accuracy(p, yt), "ece": reliability(p, yt).ece, "nll": negative_log_likelihood(p, yt)}
+            str(s): {"accuracy": accuracy(p, y), "ece": reliability(p, y).ece, "nll": negative_log_likelihood(p, y)}
             for s in (1, 3, 10, 30, 100)
             if s <= passes
-            for p in [probabilities(model, xt, s)]
+            for p in [probabilities(model, x, s)]
         }
     random_gains(model, trial.seed)
-    rows[0]["accuracy_random_gain"] = accuracy(probabilities(model, xt, passes), yt)
+    rows[0]["accuracy_random_gain"] = accuracy(probabilities(model, x, passes), y)
     return rows
 
 
 def key(row: dict[str, object]) -> tuple[object, ...]:
-    return tuple(row[f.name] for f in fields(Trial))
+    """What names a trial: its settings but for the rate, which the rule chooses."""
+    return tuple(row.get(f.name, f.default) for f in fields(Trial))
 
 
 def trials(args: argparse.Namespace) -> list[Trial]:
     """In order of importance: every seed of the networks that the claims are about, then the others."""
-    first = ["nsm", "relu, batch norm", "sign, erf gradient", "sign, straight-through, batch norm", "relu, dropout"]
-    kinds = args.kinds or [*first, *(k for k in HIDDEN if k not in first)]
-    fixed = {
-        "pool": args.pool if args.what == "cnn" else "none",
-        "batch": args.batch,
-        "target": args.target,
-        "copies": args.copies,
-        "images": args.images,
-    }
-    halves = [kinds] if args.kinds else [kinds[: len(first)], kinds[len(first) :]]
+    kinds = args.kinds or [*FIRST, *(k for k in HIDDEN if k not in FIRST)]
+    fixed = {"pool": args.pool if args.what == "cnn" else "none", "batch": args.batch, "images": args.images}
+    units = {"target": args.target, "copies": args.copies, "centred": not args.not_centred}
+    sampling = {kind: units if kind.startswith(("nsm", "sign, erf")) else {} for kind in kinds}
+    halves = [kinds] if args.kinds else [kinds[: len(FIRST)], kinds[len(FIRST) :]]
     return [
-        Trial(args.what, kind, args.data, args.epochs, seed, lr, **fixed)
+        Trial(args.what, kind, args.data, args.epochs, seed, **fixed, **sampling[kind])
         for half in halves
         for seed in range(args.seeds)
         for kind in half
-        for lr in args.lr
     ]
 
 
 def compare(args: argparse.Namespace) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     index, of = map(int, args.part.split("/"))
-    file = args.out / f"{args.what}{'' if of == 1 else f'-{index}'}.jsonl"
-    for trial in trials(args)[index::of]:
-        known = {key(row) for path in args.out.glob("*.jsonl") for row in rows_of(path)}
-        if tuple(asdict(trial).values()) in known:
+    file = args.out / f"{args.name or args.what}{'' if of == 1 else f'-{index}'}.jsonl"
+    every = trials(args)
+    mine = list(dict.fromkeys(trial.kind for trial in every))[index::of]
+    for trial in every:
+        if trial.kind not in mine:
             continue
-        for row in run(trial, args.passes, args.test_images, args.device):
+        rows = {key(row): row for path in args.out.glob("*.jsonl") for row in rows_of(path) if row["lr"] in args.lr}
+        if astuple(trial) in rows:
+            continue
+        first = rows.get(astuple(replace(trial, seed=0)))
+        rates = args.lr if first is None else [first["lr"]]
+        runs = [trained(trial, lr, args.passes, args.device) for lr in rates]
+        best = max(runs, key=lambda r: r.held_back)
+        tried = {f"{r.lr:g}": r.held_back for r in runs} if len(runs) > 1 else {}
+        for row in row_of(trial, best, tried, args):
             with file.open("a") as out:
                 out.write(json.dumps(row) + "\n")
             print(
@@ -231,28 +276,33 @@ def rows_of(path: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
 
 
-def percentiles(steps: int = 300) -> None:
-    """15th, 50th and 85th percentile of the pre-activations into the last hidden layer while training."""
+def percentiles(target: float, copies: int, images: int = 30000) -> None:
+    """15th, 50th and 85th percentile of the pre-activations into the last hidden layer while training one epoch."""
     out = {}
+    both = data.load("fashion-mnist")
     for kind in ("nsm", "noisy relu", "sign, straight-through", "relu, batch norm"):
         for lr in (1e-3, 1e-2):
             torch.manual_seed(0)
             model, rows = mlp(kind, 784), []
+            if kind == "nsm":
+                initialize(model, both.x[:500], target)
             last = hidden_layers(model)[-1]
 
             def watch(module: nn.Module, args: tuple, output: Tensor, rows: list = rows) -> None:
-                p = module.pre_activation(args[0]) if isinstance(module, SamplingLayer) else output
-                quantiles = torch.quantile(p.detach().flatten()[:20000], torch.tensor([0.15, 0.5, 0.85]))
+                with torch.no_grad():
+                    p = module.pre_activation(args[0]) if isinstance(module, SamplingLayer) else output
+                    quantiles = torch.quantile(p.flatten()[:20000], torch.tensor([0.15, 0.5, 0.85]))
                 rows.append([round(float(v), 4) for v in quantiles])
 
             # a batch norm works on the output of its linear layer: the pre-activation is behind it
             norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm1d)]
             (norms[-1] if norms else last).register_forward_hook(watch)
-            fit(model, "fashion-mnist", steps=steps, batch_size=100, optimizer="adamw", lr=lr, progress=False)
+            x, y = both.x[:images], both.y[:images]
+            train(model, x, y, epochs=1, batch=100, lr=lr, copies=copies, seed=0, centre=True)
             spread = [r[2] - r[0] for r in rows]
             drift = max(abs(r[1] - rows[0][1]) for r in rows)
             out[f"{kind}, lr {lr:g}"] = {
-                "percentiles": rows[:: max(1, steps // 60)],
+                "percentiles": rows[:: max(1, len(rows) // 60)],
                 "spread_last_over_first": round(statistics.mean(spread[-10:]) / statistics.mean(spread[:10]), 2),
                 "median_drift": round(drift, 3),
             }
@@ -263,20 +313,22 @@ def percentiles(steps: int = 300) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=["mlp", "cnn", "percentiles", "tables"])
-    parser.add_argument("--data", default="fashion-mnist", choices=["fashion-mnist", "digits"])
+    parser.add_argument("--data", default="fashion-mnist", help="fashion-mnist or digits, with options")
+    parser.add_argument("--name", default="", help="of the file of results; by default what is run")
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--batch", type=int, default=100)
-    parser.add_argument("--pool", default="avg", choices=["max", "avg"], help="of the CNN")
+    parser.add_argument("--pool", default="avg", choices=["max", "avg", "stride"], help="what halves the CNN's maps")
     parser.add_argument("--lr", type=float, nargs="*", default=list(RATES))
-    parser.add_argument("--target", type=float, default=1.5, help="spread of P after initialization")
+    parser.add_argument("--target", type=float, default=4.0, help="spread of P after initialization")
     parser.add_argument("--copies", type=int, default=4, help="samples of every image in one step of a sampling net")
+    parser.add_argument("--not-centred", action="store_true", help="inputs of sampling units as they are")
     parser.add_argument("--kinds", nargs="*", default=[], help="all by default")
     parser.add_argument("--images", type=int, default=0, help="training images; 0 for all")
     parser.add_argument("--passes", type=int, default=20, help="averaged at test time")
     parser.add_argument("--test-images", type=int, default=10000)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--part", default="0/1", help="INDEX/OF: only every OF-th trial, to run several processes")
+    parser.add_argument("--part", default="0/1", help="INDEX/OF: only every OF-th kind, to run several processes")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     RESULTS.mkdir(exist_ok=True)
@@ -284,7 +336,7 @@ def main() -> None:
     if args.what in ("mlp", "cnn"):
         compare(args)
     elif args.what == "percentiles":
-        percentiles()
+        percentiles(args.target, args.copies)
     else:
         text = tables([row for path in sorted(RESULTS.glob("*.jsonl")) for row in rows_of(path)])
         (RESULTS / "tables.md").write_text(text)

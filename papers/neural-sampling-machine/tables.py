@@ -15,6 +15,9 @@ COLUMNS = (
     "other data",
 )  # fmt: skip
 
+#: Number of seeds -> the 97.5 % quantile of Student's t, one degree of freedom less.
+STUDENT = {3: 4.303, 4: 3.182, 5: 2.776}
+
 
 def tables(rows: list[Row]) -> str:
     """Every finished trial.
@@ -25,7 +28,8 @@ def tables(rows: list[Row]) -> str:
     lines: list[str] = []
     for group, some in sorted(_by(rows, SETTINGS).items(), key=str):
         family, pool, name, epochs, batch, images = group
-        shape = f"cnn, {pool} pooling" if family == "cnn" else "mlp"
+        halved = "strides instead of pooling" if pool == "stride" else f"{pool} pooling"
+        shape = f"cnn, {halved}" if family == "cnn" else "mlp"
         device, passes, tested = (some[0][k] for k in ("device", "passes", "test_images"))
         lines += [f"### {shape}, {name}{f' ({images} images)' if images else ''}, {epochs} epochs, batch {batch}", ""]
         lines += [f"{tested} test images, {passes} passes for stochastic networks, trained on {device}.", ""]
@@ -106,13 +110,27 @@ def _details(name: str, rows: list[Row]) -> list[str]:
 
 
 def _gap(chosen: dict[tuple[Any, ...], list[Row]]) -> list[str]:
+    """How far sampling networks are from the batch norm, seed by seed: mean, and the 95 % interval of Student's t."""
     norm = next((r for (kind, *_), r in chosen.items() if kind == "relu, batch norm"), None)
-    ours = [r for (kind, *_), r in chosen.items() if kind == "nsm"]
-    if norm is None or not ours:
-        return []
-    top = max(ours, key=_held_back)
-    gap = 100 * (statistics.mean(r["accuracy"] for r in norm) - statistics.mean(r["accuracy"] for r in top))
-    return [f"nsm is {gap:.1f} points below relu, batch norm." if gap > 0 else f"nsm is {-gap:.1f} points above it."]
+    lines = []
+    for kind in ("nsm", "nsm, ordinary first layer"):
+        ours = [r for (k, *_), r in chosen.items() if k == kind]
+        if norm is None or not ours:
+            continue
+        theirs = {r["seed"]: r["accuracy"] for r in norm}
+        top = max(ours, key=_held_back)
+        gaps = [100 * (theirs[r["seed"]] - r["accuracy"]) for r in top if r["seed"] in theirs]
+        if gaps:
+            lines += [f"{kind} is {_interval(gaps)} points below relu, batch norm.", ""]
+    return lines[:-1]
+
+
+def _interval(values: list[float]) -> str:
+    mean = statistics.mean(values)
+    if len(values) not in STUDENT:
+        return f"{mean:.1f}"
+    half = STUDENT[len(values)] * statistics.stdev(values) / len(values) ** 0.5
+    return f"{mean:.1f} ({mean - half:.1f} to {mean + half:.1f})"
 
 
 def _by(rows: list[Row], keys: tuple[str, ...]) -> dict[tuple[Any, ...], list[Row]]:

@@ -66,10 +66,11 @@ def convert(
     print(converted)
     net = converted.model
     if epochs:
-        training.fit(
-            net, train, epochs=epochs, batch_size=batch_size, optimizer="adamw", lr=lr, schedule="cosine", seed=seed,
-            device=device,
-        )  # fmt: skip
+        with sampling.centred(net):
+            training.fit(
+                net, train, epochs=epochs, batch_size=batch_size, optimizer="adamw", lr=lr, schedule="cosine",
+                seed=seed, device=device,
+            )  # fmt: skip
     print(sampling.evaluate(net, test.x.to(device), test.y.to(device), samples, seed=seed))
     print(f"sampling network: {sampling.save_model(net.cpu(), save)}")
 

@@ -6,6 +6,7 @@ The layer keeps its class and its ``weight`` attribute; the trained tensor is ``
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -23,7 +24,7 @@ _CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
-class FilterMap(nn.Module):
+class FilterMap(nn.Module, ABC):
     """Base: a map of the weight that treats every filter (all weights into one output channel) by itself.
 
     Args:
@@ -42,9 +43,9 @@ class FilterMap(nn.Module):
         self.fan_in = weight.numel() // weight.shape[axis]
         self.gain = nn.Parameter(torch.ones_like(weight.detach().amax(self.others))) if learn_gain else None
 
+    @abstractmethod
     def normalize(self, w: Tensor) -> Tensor:
         """The mapped weight without the learned factor."""
-        raise NotImplementedError
 
     def forward(self, weight: Tensor) -> Tensor:
         """The weight that the layer uses."""

@@ -134,6 +134,20 @@ def test_what_stays_says_why():
     assert "does not run it" in units["unused"].note
 
 
+def test_every_layer_with_weights_is_listed_also_one_that_has_no_sampling_form():
+    normed = nn.utils.parametrizations.weight_norm(nn.Linear(36 * 4, 16))
+    net = nn.Sequential(
+        nn.Conv2d(1, 4, 5), nn.ReLU(), nn.ConvTranspose2d(4, 4, 3, padding=2), nn.ReLU(), nn.Flatten(), normed,
+        nn.ReLU(), nn.Linear(16, 3),
+    )  # fmt: skip
+    units = {u.path: u for u in convert(net, X).units}
+    assert {p for p, u in units.items() if u.becomes} == {"0"}
+    assert "nn.Linear and nn.Conv2d themselves" in units["2"].note
+    assert "remove_parametrizations() first" in units["5"].note
+    with pytest.raises(SamplingError, match=r"nn\.Linear and nn\.Conv2d themselves"):
+        convert(nn.Sequential(nn.ConvTranspose2d(1, 4, 3), nn.ReLU()), X)
+
+
 def test_bad_input():
     with pytest.raises(SamplingError, match="at least 2 inputs"):
         convert(cnn(), X[:1])

@@ -20,7 +20,8 @@ ROWS = [
 
 
 def test_random_gains_do_not_change_a_sampling_network_in_any_trial():
-    rows = [row for row in ROWS if row["kind"].startswith(("nsm", "sign, erf")) and "accuracy_random_gain" in row]
+    kinds = {row["kind"] for row in ROWS if row["kind"].startswith(("nsm", "sign, erf"))} - {"nsm, ordinary first layer"}
+    rows = [row for row in ROWS if row["kind"] in kinds and "accuracy_random_gain" in row]
     assert len(rows) > 20
     for row in rows:
         assert abs(row["accuracy_random_gain"] - row["accuracy"]) < 0.004  # rounding moves a threshold now and then

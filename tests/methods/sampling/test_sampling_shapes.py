@@ -304,7 +304,7 @@ class TestBadInput:
             call()
 
     def test_a_row_of_zeros_cannot_be_exported_silently(self):
-        layer = SamplingLinear(16, 4)
+        layer = SamplingLinear(64, 4)
         with torch.no_grad():
             layer.weight[2] = 0
         with pytest.warns(SamplingWarning, match=r"unit\(s\) \[2\] have a weight row of zeros"):

@@ -19,6 +19,7 @@ from layerscope._lazy import lazy
 
 if TYPE_CHECKING:
     from layerscope.methods.sampling.calibrate import initialize as initialize
+    from layerscope.methods.sampling.context import centred as centred
     from layerscope.methods.sampling.context import deterministic as deterministic
     from layerscope.methods.sampling.context import folded as folded
     from layerscope.methods.sampling.context import sampling_layers as sampling_layers
@@ -77,6 +78,7 @@ __getattr__, __dir__, __all__ = lazy(
         "initialize": "calibrate",
         "convert": "conversion",
         "Converted": "conversion",
+        "centred": "context",
         "deterministic": "context",
         "using_mode": "context",
         "seeded": "context",

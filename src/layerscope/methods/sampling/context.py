@@ -131,3 +131,76 @@ def folded(model: nn.Module, copies: int) -> Iterator[None]:
             handle.remove()
         for layer in layers:
             layer.copies = 1
+
+
+@contextmanager
+def centred(model: nn.Module, momentum: float = 0.1, sync: bool = False) -> Iterator[None]:
+    """Inside, units are trained on inputs counted from their running mean m: P = beta v.(z - m) + c.
+
+    Signs seldom have mean zero, and what all inputs have in common then dominates the gradient of every direction.
+    Here c takes it. Afterwards it is folded into c, so that the network is a sampling network like any other, whose law
+    never depended on the batch::
+
+        with sampling.centred(net):
+            for x, y in batches: ...
+
+    The mean is updated by every call in train mode, and used but not updated in eval mode. A state dict that is saved
+    inside has a ``centre`` for every layer and fits a network inside only. Layers without c are left as they are.
+
+    Args:
+        model: a network with sampling layers.
+        momentum: weight of each new batch in the running mean, in (0, 1].
+        sync: average the means over all processes. Data-parallel training needs it: otherwise every process counts
+            from the mean of its own part, and the networks come apart.
+
+    Raises:
+        SamplingError: no sampling layer, one magnitude per location, a momentum outside (0, 1], inside already, or
+            ``sync`` without a process group.
+
+    Source: the mean-only batch normalization of Salimans & Kingma 2016 (arXiv 1602.07868, section 4), on inputs and
+    with a running mean throughout.
+    """
+    if not 0 < momentum <= 1:
+        raise SamplingError(f"momentum must lie in (0, 1], got {momentum}")
+    layers = [layer for _, layer in sampling_layers(model) if layer.c is not None]
+    if any(layer.beta.ndim > 1 for layer in layers):
+        raise SamplingError("a layer has one magnitude per location: its bias cannot take the mean of the inputs")
+    if any(layer.centre is not None for layer in layers):
+        raise SamplingError("these layers are centred already")
+    if sync and not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        raise SamplingError("sync=True needs torch.distributed.init_process_group()")
+
+    def follow(layer: nn.Module, args: tuple[object, ...]) -> None:
+        z = args[0]
+        assert isinstance(layer, SamplingLayer)
+        if not layer.training or not isinstance(z, torch.Tensor):
+            return
+        with torch.no_grad():
+            mean = layer.mean_input(z).to(layer.weight.dtype)
+            if sync:
+                torch.distributed.all_reduce(mean)
+                mean /= torch.distributed.get_world_size()
+            if layer.centre is None:
+                _count_from(layer, mean)
+            else:
+                layer.centre.lerp_(mean, momentum)
+
+    handles = [layer.register_forward_pre_hook(follow) for layer in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for layer in layers:
+            if layer.centre is not None:
+                _count_from(layer, None)
+
+
+@torch.no_grad()
+def _count_from(layer: SamplingLayer, centre: torch.Tensor | None) -> None:
+    """Count the bias from another centre; the law stays what it was."""
+    c, bias = layer.c, layer.bias()
+    assert c is not None
+    assert bias is not None
+    c.copy_(bias if centre is None else bias + layer.pull(centre))
+    layer.centre = centre

@@ -9,6 +9,7 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from layerscope.methods.sampling.calibrate import initialize
 from layerscope.methods.sampling.errors import SamplingError
@@ -23,6 +24,10 @@ _SHAPES = frozenset({"flatten", "reshape", "view", "max_pool2d", "boolean_dispat
 _SHAPE_MODULES = (nn.Flatten, nn.Unflatten, nn.MaxPool1d, nn.MaxPool2d)
 #: Activations that a step stands in for: flat on one side or on both. What goes on falling below zero needs a word.
 _STEPS = (nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.Tanh, nn.Sigmoid, nn.Hardsigmoid, nn.Softsign)
+#: Looked at; what is none of the two that have a sampling form is listed with its reason.
+_WEIGHTED = (
+    nn.Linear, nn.Bilinear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
+)  # fmt: skip
 #: At eval they hand their input through, so that a trace does not see them.
 _DROPS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout)
 
@@ -109,7 +114,7 @@ def convert(
     made: list[tuple[SamplingLayer, Known | None]] = []
     chains = _chains(model, flow, any_activation)
     for path, module in model.named_modules():
-        if type(module) not in (nn.Linear, nn.Conv2d):
+        if path not in chains:
             continue
         kind, chain = type(module).__name__, chains[path]
         if isinstance(chain, _StaysError):
@@ -156,11 +161,13 @@ def _chains(model: nn.Module, flow: Flow, any_activation: bool) -> dict[str, lis
     """
     found: dict[str, list[Step] | _StaysError] = {}
     for path, module in model.named_modules():
-        if type(module) in (nn.Linear, nn.Conv2d):
-            try:
-                found[path] = _behind(flow, module, any_activation)
-            except _StaysError as reason:
-                found[path] = reason
+        if not isinstance(module, _WEIGHTED):
+            continue
+        try:
+            _checked(module)
+            found[path] = _behind(flow, module, any_activation)
+        except _StaysError as reason:
+            found[path] = reason
     while True:
         taken = {id(step) for chain in found.values() if isinstance(chain, list) for step in chain}
         kept = {
@@ -173,6 +180,16 @@ def _chains(model: nn.Module, flow: Flow, any_activation: bool) -> dict[str, lis
         if not kept:
             return found
         found |= kept
+
+
+def _checked(module: nn.Module) -> None:
+    """Refuse what no sampling layer has the form of."""
+    if is_parametrized(module):
+        raise _StaysError(
+            "its weight is parametrized, and the unit normalizes by itself: remove_parametrizations() first"
+        )
+    if type(module) not in (nn.Linear, nn.Conv2d):
+        raise _StaysError("sampling units exist for nn.Linear and nn.Conv2d themselves")
 
 
 def _behind(flow: Flow, module: nn.Module, any_activation: bool) -> list[Step]:

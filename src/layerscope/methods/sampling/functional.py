@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 Mode = Literal["marginal", "connection", "unit", "sign", "mean"]
 MODES: tuple[Mode, ...] = ("marginal", "connection", "unit", "sign", "mean")
@@ -73,7 +74,9 @@ def _one(values: Tensor) -> Tensor:
 
 def _gradient(grad: Tensor, p: Tensor) -> Tensor:
     wide = _wide(p)
-    return grad * (_SLOPE * torch.exp(-wide * wide)).to(grad.dtype)
+    if torch.is_grad_enabled():  # a second derivative is asked for
+        return grad * (_SLOPE * torch.exp(-wide * wide)).to(grad.dtype)
+    return wide.square().neg_().exp_().mul_(_SLOPE).to(grad.dtype).mul_(grad)
 
 
 class _Sample(torch.autograd.Function):
@@ -143,6 +146,34 @@ def scaled_by_norm(u: Tensor, weight: Tensor, beta: Tensor, c: Tensor | None, pe
     return out[0]
 
 
+def linear_by_norm(z: Tensor, weight: Tensor, beta: Tensor, c: Tensor | None) -> Tensor:
+    """P = (z w^T) beta / |w| + c for z [..., I] and weight [O, I]: product and normalization in one node.
+
+    The gradient of the weight is then one array that the product is added to, instead of two that are summed.
+    """
+    out: tuple[Tensor, ...] = _LinearByNorm.apply(z, weight, beta, c)  # type: ignore[no-untyped-call]  # torch's own
+    return out[0]
+
+
+def _scaled(u: Tensor, weight: Tensor, beta: Tensor, c: Tensor | None, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """P, and 1 / |w|."""
+    inverse = inverse_norm(weight)
+    scale = (beta * inverse).view(shape)
+    return (u * scale if c is None else torch.addcmul(c.view(shape), u, scale)), inverse
+
+
+def _scaled_backward(
+    grad: Tensor, u: Tensor, weight: Tensor, beta: Tensor, inverse: Tensor, shape: tuple[int, ...]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of u, of the weight by way of its norm, of beta and of c."""
+    over = [a for a in range(grad.ndim) if a != grad.ndim - len(shape)]
+    scale = beta * inverse
+    g_scale = (grad * u).sum(over)
+    # d(1 / |w|) / dw = -w / |w|^3
+    coefficient = -(g_scale * scale * inverse * inverse).view(-1, *[1] * (weight.ndim - 1))
+    return grad * scale.view(shape), weight * coefficient, g_scale * inverse, grad.sum(over)
+
+
 class _ScaledByNorm(torch.autograd.Function):
     generate_vmap_rule = True
 
@@ -150,9 +181,7 @@ class _ScaledByNorm(torch.autograd.Function):
     def forward(
         u: Tensor, weight: Tensor, beta: Tensor, c: Tensor | None, shape: tuple[int, ...]
     ) -> tuple[Tensor, Tensor]:
-        inverse = inverse_norm(weight)
-        scale = (beta * inverse).view(shape)
-        return (u * scale if c is None else torch.addcmul(c.view(shape), u, scale)), inverse
+        return _scaled(u, weight, beta, c, shape)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -164,11 +193,35 @@ class _ScaledByNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor, Tensor, Tensor | None, None]:
         u, weight, beta, inverse = ctx.saved_tensors
-        grad = grads[0]
-        over = [a for a in range(grad.ndim) if a != grad.ndim - len(ctx.shape)]
-        scale = beta * inverse
-        g_scale = (grad * u).sum(over)
-        # d(1 / |w|) / dw = -w / |w|^3
-        coefficient = -(g_scale * scale * inverse * inverse).view(-1, *[1] * (weight.ndim - 1))
-        g_c = grad.sum(over) if ctx.has_c else None
-        return grad * scale.view(ctx.shape), weight * coefficient, g_scale * inverse, g_c, None
+        if torch.is_grad_enabled():  # a second derivative is asked for, and the norm depends on the weight too
+            inverse = inverse_norm(weight)
+        g_u, g_weight, g_beta, g_c = _scaled_backward(grads[0], u, weight, beta, inverse, ctx.shape)
+        return g_u, g_weight, g_beta, g_c if ctx.has_c else None, None
+
+
+class _LinearByNorm(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(z: Tensor, weight: Tensor, beta: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        u = F.linear(z, weight)
+        p, inverse = _scaled(u, weight, beta, c, (-1,))
+        return p, u, inverse
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        z, weight, beta, c = inputs
+        _, u, inverse = output
+        ctx.mark_non_differentiable(u, inverse)
+        ctx.save_for_backward(z, weight, beta, u, inverse)
+        ctx.has_c = c is not None
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, Tensor, Tensor, Tensor | None]:
+        z, weight, beta, u, inverse = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            u, inverse = F.linear(z, weight), inverse_norm(weight)
+        g_u, g_weight, g_beta, g_c = _scaled_backward(grads[0], u, weight, beta, inverse, (-1,))
+        g_weight.addmm_(g_u.flatten(0, -2).t(), z.flatten(0, -2))
+        g_z = g_u @ weight if ctx.needs_input_grad[0] else None
+        return g_z, g_weight, g_beta, g_c if ctx.has_c else None

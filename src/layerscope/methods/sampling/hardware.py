@@ -20,6 +20,7 @@ from layerscope.methods.sampling.context import sampling_layers
 from layerscope.methods.sampling.errors import SamplingError, SamplingWarning
 from layerscope.methods.sampling.noises import Noise
 from layerscope.methods.sampling.noises import noise as read_noise
+from layerscope.methods.sampling.unit import NORMAL_ENOUGH
 
 _CLIPS = 24
 
@@ -101,7 +102,7 @@ def export(model: nn.Module, bits: int = 8, noise: str | Noise | None = None) ->
         noise: the device's noise; each layer's own if left out. The offsets a_i = beta_i kappa - m follow from it.
 
     Warns:
-        SamplingWarning: a row of zeros. Look at ``normality`` too.
+        SamplingWarning: a row of zeros, or rows with too few weights that count for the noise to sum to a normal one.
 
     Raises:
         SamplingError: no sampling layer, or fewer than 2 bits or more than 16.
@@ -116,11 +117,22 @@ def export(model: nn.Module, bits: int = 8, noise: str | Noise | None = None) ->
                 stacklevel=2,
             )
         device = layer.noise if noise is None else read_noise(noise)
+        normality = [device.normality(n) for n in layer.effective_fan_in().tolist()]
+        if few := sum(0 < n < NORMAL_ENOUGH for n in normality):
+            warnings.warn(
+                f"{path or type(layer).__name__}: {few} of {len(normality)} units have n p (1 - p) below "
+                f"{NORMAL_ENOUGH:g} with {device.name} and the n weights that count (smallest "
+                f"{min(n for n in normality if n > 0):.2g}): a device would fire with other probabilities than the "
+                "network; use p nearer to 0.5 or gaussian noise",
+                SamplingWarning,
+                stacklevel=2,
+            )
         integers = fixed_point_rows(layer.weight, bits)
         length = integers.double().flatten(1).norm(dim=1)
         real = layer.weight.detach().double().flatten(1)
         cosine = nn.functional.cosine_similarity(integers.double().flatten(1), real, dim=1, eps=1e-300)
-        c = torch.zeros(len(length)).to(length) if layer.c is None else layer.c.detach().double()
+        bias = layer.bias()
+        c = torch.zeros(len(length)).to(length) if bias is None else bias.detach().double()
         arrays.append(
             SynapseArray(
                 path,
@@ -132,7 +144,7 @@ def export(model: nn.Module, bits: int = 8, noise: str | Noise | None = None) ->
                 integers,
                 bits,
                 float(cosine.min()),
-                float(device.normality(float(layer.effective_fan_in().min()))),
+                float(min(normality)),
             )
         )
     return tuple(arrays)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layerscope.errors import did_you_mean
+from layerscope.methods.sampling import functional as S
 from layerscope.methods.sampling.errors import SamplingError, SamplingWarning
 from layerscope.methods.sampling.functional import Mode
 from layerscope.methods.sampling.noises import Noise
@@ -61,6 +62,16 @@ class SamplingLinear(SamplingLayer):
 
     def _product(self, z: Tensor, weight: Tensor) -> Tensor:
         return F.linear(z, weight)
+
+    def _by_norm(self, z: Tensor) -> Tensor:
+        return S.linear_by_norm(z, self.weight, self.beta, self.bias())
+
+    def mean_input(self, z: Tensor) -> Tensor:
+        """Mean of the inputs over everything but their features, [I]."""
+        return z.reshape(-1, self.in_features).mean(0)
+
+    def _row_times(self, channels: Tensor) -> Tensor:
+        return F.linear(channels, self.weight)
 
     def _connections(self, z: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         return z.reshape(1, -1, 1, self.in_features), weight
@@ -183,6 +194,14 @@ class SamplingConv2d(SamplingLayer):
         if self.padding_mode == "zeros" and left == right and top == bottom:  # the kernel pads by itself
             return F.conv2d(z, weight, None, self.stride, (top, left), self.dilation, self.groups)
         return F.conv2d(self._padded(z), weight, None, self.stride, 0, self.dilation, self.groups)
+
+    def mean_input(self, z: Tensor) -> Tensor:
+        """Mean of the inputs over examples and positions, [I]."""
+        return z.transpose(-3, -1).reshape(-1, self.in_channels).mean(0)
+
+    def _row_times(self, channels: Tensor) -> Tensor:
+        per_channel = self.weight.sum((2, 3)).view(self.groups, -1, self.in_channels // self.groups)
+        return (per_channel * channels.view(self.groups, 1, -1)).sum(2).flatten()
 
     def _connections(self, z: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         taps = F.unfold(self._padded(z), self.kernel_size, self.dilation, 0, self.stride)  # [1, I * k, L]

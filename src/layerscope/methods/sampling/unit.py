@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from abc import ABC, abstractmethod
 from typing import Any, Literal, Self, TypeVar, cast
 
 import torch
@@ -27,7 +28,7 @@ _SURE = 9.0
 _GLANCE = 4096
 
 
-class SamplingLayer(nn.Module):
+class SamplingLayer(nn.Module, ABC):
     """Base of the sampling layers: the law, the five forward modes and the checks.
 
     A unit outputs z in {-1, +1} with P(z = +1) = (1 + erf(P)) / 2 and, for inputs of magnitude 1,
@@ -54,6 +55,8 @@ class SamplingLayer(nn.Module):
     c: nn.Parameter | None
     mode: Mode
     generator: torch.Generator | None
+    centre: Tensor | None
+    """Mean input per channel, [I], that the bias is counted from; only inside :func:`centred`."""
     _unit_shape: tuple[int, ...] = (-1,)
 
     def _set_up(self, fan_in: int, bias: bool, noise: str | Noise, mode: str, variance: str) -> None:
@@ -63,6 +66,7 @@ class SamplingLayer(nn.Module):
         self.generator = None
         self.copies = 1
         """Samples drawn for each input row in one pass; more than 1 only inside :func:`folded`."""
+        self.register_buffer("centre", None)
         self._is_warned, self._calls = False, 0
         if self.noise.normality(fan_in) < NORMAL_ENOUGH:
             warnings.warn(
@@ -84,24 +88,37 @@ class SamplingLayer(nn.Module):
 
     # what the shape of a layer decides
 
+    @abstractmethod
     def _product(self, z: Tensor, weight: Tensor) -> Tensor:
-        raise NotImplementedError
+        """w.z of every unit, in the shape of the output."""
+
+    def _by_norm(self, z: Tensor) -> Tensor:
+        """P with variance ``norm``, one magnitude per unit, in float32 or wider."""
+        return S.scaled_by_norm(self._product(z, self.weight), self.weight, self.beta, self.bias(), self._unit_shape)
 
     def _per_unit(self, value: Tensor) -> Tensor:
         """[O] (or [O, H', W'], one value per location) shaped to broadcast against the output."""
         return value.view(self._unit_shape) if value.ndim == 1 else value
 
+    @abstractmethod
+    def mean_input(self, z: Tensor) -> Tensor:
+        """Mean of the inputs over everything but their channels, [I]."""
+
+    @abstractmethod
+    def _row_times(self, channels: Tensor) -> Tensor:
+        """w_i . z of an input that has these values [I] in its channels, everywhere; [O]."""
+
+    @abstractmethod
     def _connections(self, z: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs and weights of every connection, broadcasting to [N, positions, O, I]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _from_connections(self, u: Tensor, p: Tensor) -> Tensor:
         """[N, positions, O] in the shape of P."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _fits(self, z: Tensor) -> str | None:
         """What shape was expected, if it is not this one."""
-        raise NotImplementedError
 
     # the law
 
@@ -110,6 +127,16 @@ class SamplingLayer(nn.Module):
         w = self.weight.float() if S.is_narrow(self.weight.dtype) else self.weight
         length: Tensor = torch.linalg.vector_norm(w.flatten(1), dim=1)
         return length
+
+    def bias(self) -> Tensor | None:
+        """The c of the law; None without one. Inside :func:`centred` the parameter is c + beta v.centre."""
+        if self.c is None or self.centre is None:
+            return self.c
+        return self.c - self.pull(self.centre.clone())  # it goes on changing before the backward pass
+
+    def pull(self, channels: Tensor) -> Tensor:
+        """What beta v.z is for an input that has these values [I] in its channels, everywhere; [O]."""
+        return self.beta * self._row_times(channels) * S.inverse_norm(self.weight)
 
     def effective_fan_in(self) -> Tensor:
         """(sum w^2)^2 / sum w^4 of every unit, [O]: how many equal connections its row is worth.
@@ -131,11 +158,12 @@ class SamplingLayer(nn.Module):
         self._check(z)
         narrow = S.is_narrow(z.dtype) or torch.is_autocast_enabled(z.device.type)
         if self.variance == "norm" and self.beta.ndim == 1 and not narrow:
-            return S.scaled_by_norm(self._product(z, self.weight), self.weight, self.beta, self.c, self._unit_shape)
+            return self._by_norm(z)
         v = S.direction(self.weight)
         u = self._product(z, v.to(self.weight.dtype)).to(v.dtype)
         with torch.autocast(z.device.type, enabled=False):
-            gain, shift = self._per_unit(self.beta.to(v.dtype)), None if self.c is None else self._per_unit(self.c)
+            gain, c = self._per_unit(self.beta.to(v.dtype)), self.bias()
+            shift = None if c is None else self._per_unit(c)
             if self.variance != "norm":
                 gain, shift = self._for_the_spread(z, v, gain, shift)
             p = u * gain
@@ -182,7 +210,8 @@ class SamplingLayer(nn.Module):
     def _offset_and_bias(self) -> tuple[Tensor, Tensor]:
         """a_i and b_i of the physical model, [O] (a as [O, H, W] with one magnitude per location)."""
         a = cast("Tensor", self.noise.offset(self.beta))
-        c = torch.zeros_like(self.norm()) if self.c is None else self.c
+        bias = self.bias()
+        c = torch.zeros_like(self.norm()) if bias is None else bias
         return a, c * self.noise.kappa * self.norm().to(c.dtype)
 
     def _connection_noise(self, z: Tensor, weight: Tensor, p: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ def write(name: str, record: dict[str, object]) -> None:
     (RESULTS / name).write_text(json.dumps(record, indent=1) + "\n")
 
 
-def qat(depths: tuple[int, ...] = (4, 8), seeds: tuple[int, ...] = (0,), bits: int = 4, act_bits: int = 5) -> None:
+def qat(depths: tuple[int, ...] = (4, 8), seeds: tuple[int, ...] = (0, 1, 2), bits: int = 4, act_bits: int = 5) -> None:
     """Float, post-training and trained accuracy of 4-bit log weights, both roundings."""
     torch.set_num_threads(1)
     train, test = images("train", 6000), images("test", 2000)

@@ -58,7 +58,8 @@ def cost(
         label=built.label,
     )
     if advice and not result.unpriced:
-        result = replace(result, advice=she.advise(model, in_shape))
+        prices = she.advise(model, in_shape, base=(bits, act_bits, lookup_bits))
+        result = replace(result, advice=prices.rows)
     report.print_result(result)
     if html:
         print(f"page: {result.to_html(html)}")

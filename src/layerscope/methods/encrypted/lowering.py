@@ -109,13 +109,23 @@ def lower(
     """
     settings.check()
     graph.require_supported()
-    if not isinstance(calib, Tensor) or calib.ndim < 2 or calib[:1].numel() != math.prod(graph.in_shape):
+    calib = checked_calibration(graph, calib)
+    return _Lowering(graph, settings, scales or {}).run(calib, input_range)
+
+
+def checked_calibration(graph: FloatGraph, calib: Tensor) -> Tensor:
+    """The batch in float64 on the CPU, as [N, C, H, W].
+
+    Raises:
+        QuantizationError: no batch of the network's inputs, an empty one, or one that holds NaN or infinity.
+    """
+    if not isinstance(calib, Tensor) or calib.ndim < 2 or calib[:1].numel() not in (0, math.prod(graph.in_shape)):
         got = list(calib.shape) if isinstance(calib, Tensor) else type(calib).__name__
         raise QuantizationError(f"expected a calibration batch [N, {', '.join(map(str, graph.in_shape))}], got {got}")
-    calib = calib.detach().double().cpu().reshape(-1, *graph.in_shape)
+    calib = calib.detach().double().cpu()
     if calib.numel() == 0 or not bool(torch.isfinite(calib).all()):
         raise QuantizationError("the calibration batch must hold at least one sample and no NaN or infinity")
-    return _Lowering(graph, settings, scales or {}).run(calib, input_range)
+    return calib.reshape(-1, *graph.in_shape)
 
 
 class _Lowering:

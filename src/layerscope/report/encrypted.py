@@ -86,8 +86,8 @@ def text(report: CostReport) -> str:
     lines += [f"note: {note}" for note in report.notes]
     lines += [f"note: {layer.name}: {layer.reason}" for layer in report.unpriced[:3]]
     if report.advice:
-        lines += ["", "cheaper widths, by price (share of the bootstraps of these settings):"]
-        lines += _choices(report.advice[:6])
+        lines += ["", f"cheaper widths, some of {len(report.advice)} (share of the bootstraps of these settings):"]
+        lines += _choices(_spaced(report.advice))
     return "\n".join(wrapped for line in lines for wrapped in _wrap(line))
 
 
@@ -168,9 +168,16 @@ def advised_headline(found: Advised) -> list[str]:
 
 def advised_text(found: Advised) -> str:
     """At most 80 columns of ASCII."""
-    lines = [advised_title(found), "", *advised_headline(found), "", "by price (share of the bootstraps to beat):"]
     measured = [row for row in found.rows if row.accuracy is not None]
-    lines += _choices(measured or found.rows[:12])
+    what = "measured" if measured else f"some of {len(found.rows)}"
+    lines = [
+        advised_title(found),
+        "",
+        *advised_headline(found),
+        "",
+        f"{what}, by price (share of the bootstraps to beat):",
+    ]
+    lines += _choices(measured or _spaced(found.rows))
     if not found.rows:
         lines.append("  none is cheaper")
     return "\n".join(wrapped for line in lines for wrapped in _wrap(line))
@@ -188,6 +195,13 @@ def _accuracy(accuracy: float | None, lost: float | None) -> str:
     if accuracy is None or lost is None:
         return ""
     return f", accuracy {accuracy:.3f} ({100 * lost:.1f} points lost)"
+
+
+def _spaced(rows: Sequence[Advice], most: int = 10) -> list[Advice]:
+    """Some of a price list from its cheapest to its dearest."""
+    if len(rows) <= most:
+        return list(rows)
+    return [rows[i * (len(rows) - 1) // (most - 1)] for i in range(most)]
 
 
 def _choices(rows: Sequence[Advice]) -> list[str]:

@@ -4,7 +4,8 @@ Channels that a residual sum, a depthwise convolution or a group ties together s
 is the error that its absence leaves at the convolutions that read it, after the channels that stay have taken over what
 they can: with the covariance S of a convolution's inputs and the weights W_c on channel c that is |W_c|^2 / (S^-1)_cc,
 the rule of the optimal brain surgeon (Hassibi and Stork 1992) for whole channels. The same formula gives the
-correction of the weights that stay. Units go one by one, the smallest worth for each saved lookup first.
+correction of the weights that stay. Units go one by one, the smallest worth for each saved lookup first, but no
+convolution falls far below the share that is kept overall: the errors of two layers do not add up as the formula has it.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from layerscope.methods.encrypted.graph import Ints
 from layerscope.methods.encrypted.lowering import checked_calibration
 from layerscope.methods.encrypted.trace import trace
 
-#: No convolution is left with less than this share of its output channels.
-_LEAST = 1 / 8
+#: No convolution is left with less than this share of ``keep`` of its output channels.
+_LEAST = 3 / 4
 #: Added to a covariance, as a share of its mean variance: keeps the inverse of what calibration cannot tell apart.
 _RIDGE = 1e-6
 
@@ -176,7 +177,7 @@ class _Narrowing:
         free = price > 0
         free[list(self.units.frozen)] = False
         layers = [set(self.units.of[i].tolist()) for i, s in enumerate(self.graph.steps) if s.op == "conv"]
-        least = [math.ceil(_LEAST * len(layer)) for layer in layers]
+        least = [max(1, math.ceil(_LEAST * keep * len(layer))) for layer in layers]
         reading: dict[int, list[int]] = {}
         for at, reader in enumerate(self.readers):
             for unit in reader.units.tolist():

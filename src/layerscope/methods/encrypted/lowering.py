@@ -269,7 +269,13 @@ class _Lowering:
         return rows.repeat_interleave(outputs // step.groups, 0).view(outputs, per_group, 1, 1)
 
     def _plain_scale(self, step: Step, value: Value, *, offset: bool) -> None:
-        """Refuse what a folded-forward norm has made of a value where no convolution can take it in."""
+        """Refuse codes that do not count from zero where no convolution can take the offset in."""
+        if offset and (value.offset != 0).any() and self.held[0].value.offset.any():
+            raise UnsupportedModuleError(
+                step.name,
+                "sees the network's input without a convolution between, and its codes do not start at zero",
+                "give input_range=(0, largest) and inputs that are not negative, or put a convolution before it",
+            )
         if (value.scale <= 0).any() or (offset and (value.offset != 0).any()):
             raise UnsupportedModuleError(
                 step.name,

@@ -5,7 +5,7 @@ is the error that its absence leaves at the convolutions that read it, after the
 they can: with the covariance S of a convolution's inputs and the weights W_c on channel c that is |W_c|^2 / (S^-1)_cc,
 the rule of the optimal brain surgeon (Hassibi and Stork 1992) for whole channels. The same formula gives the
 correction of the weights that stay. Units go one by one, the smallest worth for each saved lookup first, but no
-convolution falls far below the share that is kept overall: the errors of two layers do not add up as the formula has it.
+convolution falls far below the share that is kept overall: errors of two layers do not add up as the formula has it.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@
     python papers/she/study.py qat                         # results/qat.json: 4-bit log weights, depths 4 and 8
     layerscope study run papers/she/distortion.toml        # KL and tails at every norm; then
     python papers/she/study.py collect distortion          # its store -> results/distortion.jsonl
+    layerscope study run papers/she/norms.toml             # the same behind other norms; then  collect norms
     layerscope study run papers/she/survival.toml          # who trains at which depth; then
     python papers/she/study.py collect survival            # its store -> results/survival.jsonl
     python papers/she/study.py tables                      # what the README prints of both
@@ -13,6 +14,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -35,7 +37,7 @@ def write(name: str, record: dict[str, object]) -> None:
     (RESULTS / name).write_text(json.dumps(record, indent=1) + "\n")
 
 
-def qat(depths: tuple[int, ...] = (4, 8), seeds: tuple[int, ...] = (0,), bits: int = 4, act_bits: int = 5) -> None:
+def qat(depths: tuple[int, ...] = (4, 8), seeds: tuple[int, ...] = (0, 1, 2), bits: int = 4, act_bits: int = 5) -> None:
     """Float, post-training and trained accuracy of 4-bit log weights, both roundings."""
     torch.set_num_threads(1)
     train, test = images("train", 6000), images("test", 2000)
@@ -74,17 +76,35 @@ def collect(study: str, store: Path | None = None, hardware: str = "CPU") -> Non
     """Append the finished trials of a study's store to its committed rows, once each.
 
     Args:
-        study: ``survival`` or ``distortion``.
+        study: ``survival``, ``distortion`` or ``norms``.
         store: SQLite file, if it is not beside the study file.
         hardware: What they were trained on, for the rows.
     """
     target = RESULTS / f"{study}.jsonl"
     known = {json.dumps(row["params"], sort_keys=True) for row in read(target)}
+    keep = compact if study in ("distortion", "norms") else dict
     with studies.Store(store or HERE / f"{study}.sqlite") as kept, target.open("a") as file:
         for row in kept.rows():
             params = {k: v for k, v in row.params.items() if k != "device"}
             if row.state == "done" and json.dumps(params, sort_keys=True) not in known:
-                file.write(json.dumps({"params": params, "hardware": hardware, **row.result}) + "\n")
+                file.write(json.dumps({"params": params, "hardware": hardware, **keep(row.result)}) + "\n")
+
+
+def compact(result: dict[str, Any]) -> dict[str, Any]:
+    """A distortion trial with each statistic as one list over the norms, to four digits; None: not finite."""
+
+    def short(value: Any) -> Any:
+        if not isinstance(value, float):
+            return value
+        return float(f"{value:.4g}") if math.isfinite(value) else None
+
+    trials = []
+    for trial in result["trials"]:
+        row = {k: short(v) for k, v in trial.items() if k != "layers"}
+        layers = trial["layers"]
+        row["layers"] = {k: [short(layer[k]) for layer in layers] for k in layers[0] if k != "layer"}
+        trials.append(row)
+    return {"trials": trials}
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -120,17 +140,23 @@ def tables() -> None:
     print(f"{'':<8}" + "".join(f"{d:>22}" for d in depths))
     for name in ("relu", "line10", "herm2", "quad8", "line1", "herm4", "square"):
         print(f"{name:<8}" + "".join(f"{' '.join(f'{a:.2f}' for a in cells.get((name, d), [])):>22}" for d in depths))
-    print("\ndistortion: last norm, mean over seeds: accuracy, KL, kurtosis (largest), |z| (largest)")
-    found: dict[tuple[int, str, str], list[dict[str, Any]]] = {}
-    for r in read(RESULTS / "distortion.jsonl"):
+    for study in ("distortion", "norms"):
+        distortion_table(study)
+
+
+def distortion_table(study: str) -> None:
+    """The last norm of each net, one number a seed."""
+    found: dict[tuple[str, str, str, int], list[dict[str, Any]]] = {}
+    for r in read(RESULTS / f"{study}.jsonl"):
         for t in r["trials"]:
-            found.setdefault((t["depth"], t["activation"], t["mode"]), []).append(t)
-    for (depth, name, mode), cell in sorted(found.items()):
-        last = [t["layers"][-1] for t in cell]
-        kl = sum(float(z["kl"]) for z in last) / len(last)
-        kurtosis, reach = (max(float(z[k]) for z in last) for k in ("kurtosis", "absmax"))
-        accuracies = " ".join(f"{t['accuracy']:.3f}" for t in cell)
-        print(f"  {depth:>2} {mode:<8} {name:<7} {accuracies}  KL {kl:.3g}  kurtosis {kurtosis:.3g}  |z| {reach:.2g}")
+            found.setdefault((t["norm"], t["mode"], t["activation"], t["depth"]), []).append(t)
+    print(f"\n{study}, last norm, one number a seed: accuracy; KL from the ReLU net's; kurtosis; largest |z|; finite")
+    for (norm, mode, name, depth), cell in sorted(found.items()):
+        cell = sorted(cell, key=lambda t: int(t["seed"]))
+        last = {k: [t["layers"][k][-1] for t in cell] for k in ("kl", "kurtosis", "absmax", "finite_fraction")}
+        columns = [[t["accuracy"] for t in cell], *last.values()]
+        text = "; ".join(" ".join("-" if v is None else f"{v:.3g}" for v in column) for column in columns)
+        print(f"  {norm:<15}{mode:<8} {name:<7}{depth:>3}  {text}")
 
 
 ENOUGH = 0.7

@@ -10,6 +10,8 @@ Tanaka 2021 (arXiv 2106.05956) and some that later work adds (see ``layerscope.q
     for layer in seen.of("block"):
         print(layer.name, layer.ms, layer.cosine, layer.grad_scaled)
     print(seen.readout_cosine, seen.batch_noise)
+
+``tap`` takes a reading of your own at the same call sites, in a run that you make.
 """
 
 from __future__ import annotations
@@ -25,11 +27,13 @@ if TYPE_CHECKING:
     from layerscope.probe.records import Level as Level
     from layerscope.probe.records import Profile as Profile
     from layerscope.probe.run import profile as profile
+    from layerscope.probe.taps import tap as tap
 
 __getattr__, __dir__, __all__ = lazy(
     __name__,
     {
         "profile": "run",
+        "tap": "taps",
         "check_device": "network",
         "loss": "outputs",
         "LayerRecord": "records",

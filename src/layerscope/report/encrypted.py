@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from layerscope.methods.encrypted.costs.records import CostReport, LayerCost
+from collections.abc import Sequence
+
+from layerscope.methods.encrypted.costs.records import Advice, Advised, CostReport, LayerCost
 from layerscope.report.charts.bars import bars
 from layerscope.report.charts.tables import table
 from layerscope.report.document import paragraph, section
@@ -84,12 +86,8 @@ def text(report: CostReport) -> str:
     lines += [f"note: {note}" for note in report.notes]
     lines += [f"note: {layer.name}: {layer.reason}" for layer in report.unpriced[:3]]
     if report.advice:
-        lines += ["", "cheaper widths (bootstraps, share of these settings, widest lookup):"]
-        for row in report.advice[:6]:
-            measured = "" if row.accuracy is None else f", accuracy {row.accuracy:.3f}"
-            lines.append(
-                f"  {row.change:<36}{count(row.bootstraps):>8}  x{row.factor:.2f}  {row.widest_lookup} bits{measured}"
-            )
+        lines += ["", f"cheaper widths, some of {len(report.advice)} (share of the bootstraps of these settings):"]
+        lines += _choices(_spaced(report.advice))
     return "\n".join(wrapped for line in lines for wrapped in _wrap(line))
 
 
@@ -130,17 +128,113 @@ def fragment(report: CostReport) -> Html:
             )
         )
     if report.advice:
-        shown = [
-            [a.change, count(a.bootstraps), f"{a.factor:.2f}", a.widest_lookup or "-", a.accuracy or "-"]
-            for a in report.advice
-        ]
-        parts.append(
-            section("Cheaper widths", table(shown, ["settings", "bootstraps", "share", "widest lookup", "accuracy"]))
-        )
+        parts.append(section("Cheaper widths", _choice_table(report.advice)))
     notes = [report.gate_timing, report.lookup_timing, *report.notes]
     notes.append("eq. 1 is the paper's depth formula, for comparison only: it is not the depth of the circuit.")
     parts.append(section("Notes", *[paragraph(note) for note in notes]))
     return join(parts)
+
+
+def advised_title(found: Advised) -> str:
+    """Heading of the page."""
+    return f"Cheaper encrypted inference of {found.source}"
+
+
+def advised_headline(found: Advised) -> list[str]:
+    """The answer first."""
+    bits, act_bits, lookup_bits = found.base
+    lines = [
+        f"To beat: bits={bits}, act_bits={act_bits}, lookup_bits={lookup_bits}, all channels: "
+        f"{count(found.base_bootstraps)} bootstraps{_accuracy(found.base_accuracy, found.base_lost)}."
+    ]
+    best = found.best
+    if best is None:
+        lines.append(f"No recommendation: {found.reason}.")
+    else:
+        at_most = "" if best.lost_at_most is None else f", at most {100 * best.lost_at_most:.1f} with 95 % confidence"
+        lines += [
+            f"Take: {best.change}: {count(best.bootstraps)} bootstraps (x{best.factor:.2f}), "
+            f"{count(best.gates)} gates, {span(best.seconds)} by lookups"
+            f"{_accuracy(best.accuracy, best.lost)}{at_most}.",
+            f"It is {found.reason}; the budget is {100 * found.most_loss:g} points.",
+        ]
+        lines += [f"Channels of {name}: {kept} of {of}." for name, kept, of in best.widths]
+    if found.judged > 1:
+        lines.append(f"{found.judged} candidates were judged on the last samples, which takes from their independence.")
+    if found.unmeasured:
+        lines.append(f"{found.unmeasured} candidates were neither measured nor ruled out: raise tries to go on.")
+    return lines
+
+
+def advised_text(found: Advised) -> str:
+    """At most 80 columns of ASCII."""
+    measured = [row for row in found.rows if row.accuracy is not None]
+    what = "measured" if measured else f"some of {len(found.rows)}"
+    lines = [
+        advised_title(found),
+        "",
+        *advised_headline(found),
+        "",
+        f"{what}, by price (share of the bootstraps to beat):",
+    ]
+    lines += _choices(measured or _spaced(found.rows))
+    if not found.rows:
+        lines.append("  none is cheaper")
+    return "\n".join(wrapped for line in lines for wrapped in _wrap(line))
+
+
+def advised_fragment(found: Advised) -> Html:
+    """The same as a page."""
+    return join([
+        section("In short", *[paragraph(line) for line in advised_headline(found)]),
+        section("All candidates, by price", _choice_table(found.rows)),
+    ])  # fmt: skip
+
+
+def _accuracy(accuracy: float | None, lost: float | None) -> str:
+    if accuracy is None or lost is None:
+        return ""
+    return f", accuracy {accuracy:.3f} ({100 * lost:.1f} points lost)"
+
+
+def _spaced(rows: Sequence[Advice], most: int = 10) -> list[Advice]:
+    """Some of a price list from its cheapest to its dearest."""
+    if len(rows) <= most:
+        return list(rows)
+    return [rows[i * (len(rows) - 1) // (most - 1)] for i in range(most)]
+
+
+def _choices(rows: Sequence[Advice]) -> list[str]:
+    lines = [
+        f"  {'bits':>4}{'act':>5}{'lookup':>8}{'channels':>10}{'boots':>8}{'share':>7}{'gates':>8}{'time':>9}"
+        f"{'lost':>7}"
+    ]
+    for row in rows:
+        lost = "" if row.lost is None else f"{100 * row.lost:.1f}"
+        lines.append(
+            f"  {row.bits:>4}{row.act_bits:>5}{row.lookup_bits:>8}{row.channels:>10g}{count(row.bootstraps):>8}"
+            f"{row.factor:>7.2f}{count(row.gates):>8}{span(row.seconds):>9}{lost:>7}"
+        )
+    return lines
+
+
+def _choice_table(rows: Sequence[Advice]) -> Html:
+    header = ["bits", "act bits", "lookup bits", "channels kept", "bootstraps", "share", "gates", "lookup time"]
+    header += ["widest lookup", "accuracy", "points lost", "at most", "verdict", "narrower layers"]
+    shown = [
+        [
+            row.bits, row.act_bits, row.lookup_bits, f"{row.channels:g}", count(row.bootstraps), f"{row.factor:.2f}",
+            count(row.gates), span(row.seconds), row.widest_lookup or "-",
+            "-" if row.accuracy is None else f"{row.accuracy:.3f}", _points(row.lost), _points(row.lost_at_most),
+            row.verdict, ", ".join(f"{name} {kept}/{of}" for name, kept, of in row.widths) or "-",
+        ]
+        for row in rows
+    ]  # fmt: skip
+    return table(shown, header)
+
+
+def _points(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f}"
 
 
 def _gates(report: CostReport, layer: LayerCost) -> int:
@@ -155,3 +249,4 @@ def _wrap(line: str, width: int = 80) -> list[str]:
 
 
 register_view(CostReport, text=text, fragment=fragment, title=title)
+register_view(Advised, text=advised_text, fragment=advised_fragment, title=advised_title)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import stat
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from layerscope.cli import encrypted as commands
+from layerscope.errors import LayerscopeError, MissingExtraError
 from layerscope.methods import encrypted as she
 from methods.encrypted.example_nets import made
 
@@ -104,3 +108,112 @@ def test_cost_writes_page_and_numbers(tmp_path, capsys):
     assert "leveled" in out
     assert json.loads((tmp_path / "c.json").read_text())["layers"]
     assert "<table" in (tmp_path / "c.html").read_text()
+
+
+FACTORY = """
+import torch
+from torch import nn
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+                         nn.Linear(54, 10))
+
+def strange():
+    return nn.Sequential(nn.Conv2d(1, 6, 3), nn.GELU(), nn.Flatten(), nn.Linear(216, 10))
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> tuple[str, Path]:
+    """A small net for the bundled digits: its factory's name and its weights."""
+    from layerscope import data, training
+
+    folder = tmp_path_factory.mktemp("net")
+    file = folder / "nets.py"
+    file.write_text(FACTORY)
+    scope: dict = {}
+    exec(FACTORY, scope)
+    net = scope["net"]()
+    digits = data.load("digits")
+    training.fit(net, (digits.x, digits.y), epochs=3, batch_size=50, optimizer="adamw", lr=1e-2, progress=False)
+    torch.save(net.state_dict(), folder / "weights.pt")
+    return f"{file}:net", folder / "weights.pt"
+
+
+def test_from_a_network_and_data_to_answers_on_the_command_line(trained, tmp_path, capsys):
+    """compile, keygen, serve, query, and nothing else; the server's file and the client's hold no key."""
+    from layerscope import data
+
+    source, weights = trained
+    out = tmp_path / "net"
+    commands.compile(source, out, checkpoint=weights, backend="plain", bits=3, act_bits=3, epochs=1, rounds=1)
+    said = capsys.readouterr().out
+    floats, integers = (float(part.split()[-1]) for part in said.split("accuracy:")[1].split(" of ")[:2])
+    assert floats > 0.85
+    assert integers > floats - 0.1
+    assert "passed: 4 inputs" in said
+    commands.keygen(tmp_path / "net.client", tmp_path / "key")
+    assert stat.S_IMODE((tmp_path / "key").stat().st_mode) == 0o600
+    holder = she.Client.load(tmp_path / "net.client")
+    holder.load_keys(tmp_path / "key")
+    secret = holder._session.secret()
+    assert len(secret) >= 16
+    assert secret in (tmp_path / "key").read_bytes()
+    assert not any(secret in (tmp_path / name).read_bytes() for name in ("net.client", "net.server", "key.evaluation"))
+    test = data.load("digits", "test")
+    np.save(tmp_path / "images.npy", test.x[:40].numpy())
+    code = f"from layerscope.cli import encrypted as c; c.serve({str(tmp_path / 'net.server')!r}, port=0)"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        port = int(process.stdout.readline().strip().rsplit(":", 1)[1])
+        commands.query(tmp_path / "net.client", tmp_path / "key", tmp_path / "images.npy", port=port, clip=True)
+    finally:
+        process.terminate()
+        process.wait()
+        process.stdout.close()
+    classes = [int(row.split()[2]) for row in capsys.readouterr().out.splitlines() if ": class" in row]
+    assert sum(a == b for a, b in zip(classes, test.y[:40].tolist(), strict=True)) >= 30
+
+
+def test_compile_says_what_is_wrong_before_any_work(trained, tmp_path):
+    source, weights = trained
+    out = tmp_path / "net"
+    (tmp_path / "net.server").write_bytes(b"someone else's")
+    with pytest.raises(she.InputError, match="--overwrite"):
+        commands.compile(source, out, checkpoint=weights, backend="plain")
+    assert (tmp_path / "net.server").read_bytes() == b"someone else's"
+    commands.compile(source, out, checkpoint=weights, backend="plain", overwrite=True, selftest=False, samples=200)
+    assert she.Server.load(tmp_path / "net.server")
+    with pytest.raises(LayerscopeError, match="checkpoint"):
+        commands.compile(source, tmp_path / "b", checkpoint=tmp_path / "none.pt", backend="plain")
+    with pytest.raises(she.UnsupportedModuleError, match="ReLU"):
+        commands.compile(source.replace(":net", ":strange"), tmp_path / "c", backend="plain", samples=200)
+    with pytest.raises(she.QuantizationError, match="bits"):
+        commands.compile(source, tmp_path / "d", backend="plain", bits=9, samples=200)
+    with pytest.raises(she.QuantizationError, match="share of the lookups"):
+        commands.compile(source, tmp_path / "e", backend="plain", channels=0.0, samples=200)
+    with pytest.raises(LayerscopeError, match="at least 50 samples"):
+        commands.compile(source, tmp_path / "f", backend="plain", samples=10)
+    with pytest.raises(LayerscopeError, match="cannot write"):
+        commands.compile(source, weights / "g", backend="plain", samples=200)
+    assert not any((tmp_path / f"{name}.client").exists() for name in "bcdef")
+    if find_spec("concrete") is None:
+        with pytest.raises(MissingExtraError, match=r"layerscope\[encrypted\]"):
+            commands.compile(source, tmp_path / "h", checkpoint=weights)
+
+
+def test_advise_measures_candidates_and_writes_page_and_numbers(trained, tmp_path, capsys):
+    source, weights = trained
+    commands.advise(
+        source, checkpoint=weights, samples=600, epochs=0, most_loss=0.5, bits=(3, 4), act_bits=(3,), lookup_bits=(6,),
+        channels=(1.0, 0.5), html=tmp_path / "a.html", json=tmp_path / "a.json",
+    )  # fmt: skip
+    out, progress = capsys.readouterr()
+    assert "Take: bits=" in out
+    assert "points lost" in progress
+    assert max(len(line) for line in out.splitlines() if not line.startswith(("page", "numbers"))) <= 80
+    found = json.loads((tmp_path / "a.json").read_text())
+    assert found["best"]["verdict"] == "chosen"
+    assert "All candidates" in (tmp_path / "a.html").read_text()

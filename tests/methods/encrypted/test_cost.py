@@ -141,22 +141,6 @@ def test_no_time_is_no_number():
     assert report.lookup_seconds is None
 
 
-def test_advice_lists_prices_and_measures_where_it_can():
-    net, x = unpadded()
-    prices = she.advise(net, (1, 8, 8), bits=(2, 3), act_bits=(2, 3), lookup_bits=(5,))
-    assert len(prices) == 4
-    assert prices[0].bootstraps <= prices[-1].bootstraps
-    assert all(row.accuracy is None for row in prices)
-    with torch.no_grad():
-        y = net(x).argmax(1)
-    kept = she.advise(net, (1, 8, 8), calib=x, valid=(x, y), most_loss=0.9, bits=(3,), act_bits=(3,), lookup_bits=(6,))
-    assert len(kept) == 1
-    assert kept[0].accuracy is not None
-    assert she.advise(net, (1, 8, 8), calib=x, valid=(x, y), most_loss=-1.0, bits=(2,), act_bits=(2,)) == ()
-    with pytest.raises(she.QuantizationError, match="calib"):
-        she.advise(net, (1, 8, 8), valid=(x, y))
-
-
 @pytest.mark.slow
 def test_resnet18_for_cifar_is_priced_within_ten_cpu_seconds():
     from methods.encrypted.resnet18 import resnet18

@@ -275,3 +275,34 @@ def test_bad_inputs_are_refused():
         q.integers(torch.full((1, 1, 10, 10), 16))
     with pytest.raises(EncryptedError, match="carry"):
         CircuitNet(q.graph).run(np.full((1, 1, 10, 10), 16))
+
+
+def test_bias_correction_undoes_the_mean_shift_of_rounding():
+    """On the calibration batch every channel of the first layer then has the float network's mean, to one unit."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.rand(300, 2, 6, 6, generator=g)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(2, 5, 3), nn.ReLU(), nn.Flatten(), nn.Linear(80, 3)).eval()
+    with torch.no_grad():
+        want = net[0](x).double().mean((0, 2, 3))
+
+    def first_layer(correct: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        made = quantize(net, x, bits=2, act_bits=4, correct_bias=correct)
+        op, value = made.graph.ops[1], made.graph.values[1]
+        assert op.kind == "conv"
+        acc = plain.execute(op, [made.encode(x)]).double().mean((0, 2, 3)) * torch.from_numpy(value.scale)
+        half = made.graph.ops[2].shift  # half a step of the activation stands in the bias too
+        steps = np.where(half > 0, 2.0 ** (half - 1), 0) * value.scale
+        return (acc - torch.from_numpy(steps) - want).abs(), torch.from_numpy(value.scale)
+
+    off, unit = first_layer(True)
+    assert bool((off < unit).all())
+    assert float(first_layer(False)[0].max()) > 3 * float(unit.max())
+
+
+def test_a_few_samples_correct_little():
+    """What a batch cannot tell from noise is not corrected; one sample corrects nothing."""
+    net, x = made("residual")
+    one, none = (quantize(net, x[:1], bits=2, input_range=(-1, 1), correct_bias=c) for c in (True, False))
+    assert one.graph.fingerprint == none.graph.fingerprint

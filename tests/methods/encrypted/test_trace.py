@@ -198,3 +198,30 @@ def test_shapes_that_do_not_fit_and_missing_inputs_are_one_sentence():
 
     with pytest.raises(she.UnsupportedModuleError, match="one input"):
         trace(Two().eval(), (1, 4, 4))
+
+
+def test_global_max_pool_is_a_max_pool_and_reduced_precision_is_read():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(4, 3)).eval()
+    x = torch.rand(30, 1, 8, 8)
+    graph = trace(net, (1, 8, 8))
+    assert [s.op for s in graph.steps] == ["input", "conv", "relu", "maxpool", "conv"]
+    assert torch.allclose(graph.run(x.double())[-1].flatten(1), net(x).double(), atol=1e-5)
+    assert trace(net.bfloat16(), (1, 8, 8)).steps[3].op == "maxpool"
+
+
+@pytest.mark.parametrize(("place", "what"), [("weight", "weight"), ("bias", "bias")])
+def test_numbers_that_are_none_are_named_with_their_layer(place, what):
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1)).eval()
+    with torch.no_grad():
+        getattr(net[2], place).view(-1)[1] = float("inf")
+    with pytest.raises(she.QuantizationError, match=f"2: its {what} holds NaN or infinity"):
+        she.cost(net, (1, 8, 8))
+
+
+def test_a_relu_on_inputs_below_zero_says_what_to_do():
+    net = nn.ReLU().eval()
+    with pytest.raises(she.UnsupportedModuleError, match=r"ReLU: sees the network's input .* input_range=\(0"):
+        she.quantize(net, torch.rand(8, 1, 3, 3) - 0.5)
+    q = she.quantize(net, torch.rand(8, 1, 3, 3), input_range=(0.0, 1.0), act_bits=4)
+    assert torch.equal(q(torch.eye(3)[None, None]).flatten(), torch.eye(3).flatten())

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from layerscope.methods.encrypted.backends.ckks import Square as Square
     from layerscope.methods.encrypted.costs.advice import advise as advise
     from layerscope.methods.encrypted.costs.cost import cost as cost
+    from layerscope.methods.encrypted.costs.records import Advised as Advised
     from layerscope.methods.encrypted.costs.records import CostReport as CostReport
     from layerscope.methods.encrypted.costs.timings import probe_concrete as probe_concrete
     from layerscope.methods.encrypted.distortion import study_activations as study_activations
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from layerscope.methods.encrypted.errors import QuantizationError as QuantizationError
     from layerscope.methods.encrypted.errors import UnsupportedModuleError as UnsupportedModuleError
     from layerscope.methods.encrypted.errors import WidthError as WidthError
+    from layerscope.methods.encrypted.narrowing import narrow as narrow
     from layerscope.methods.encrypted.network import QuantizedNet as QuantizedNet
     from layerscope.methods.encrypted.network import quantize as quantize
     from layerscope.methods.encrypted.protocol.client import Client as Client
@@ -58,6 +60,7 @@ __getattr__, __dir__, __all__ = lazy(
     {
         "quantize": "network",
         "QuantizedNet": "network",
+        "narrow": "narrowing",
         "log_quantize": "quantizer",
         "finetune": "qat",
         "QatNet": "qat",
@@ -69,6 +72,7 @@ __getattr__, __dir__, __all__ = lazy(
         "Survival": "survival",
         "cost": "costs.cost",
         "advise": "costs.advice",
+        "Advised": "costs.records",
         "CostReport": "costs.records",
         "probe_concrete": "costs.timings",
         "compile": "protocol.compiled",

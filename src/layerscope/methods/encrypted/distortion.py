@@ -1,8 +1,10 @@
 """The activation-distortion study: what a polynomial activation hands to the next batch norm, at what depth.
 
-For every depth, activation and seed a small CNN of blocks convolution - batch norm - activation is trained; a ReLU net
-is also run with its activation swapped and its running statistics kept. The output of every batch norm is compared
-with that of the ReLU net: KL of histograms (which clip), and beside it tail statistics (which do not).
+For every depth, activation and seed a small CNN of blocks convolution - norm - activation is trained; a ReLU net is
+also run with its activation swapped and its running statistics kept. The output of every norm is compared with that of
+the ReLU net: KL of histograms (which clip), and beside it tail statistics (which do not). The readings are taken at the
+probe's call sites, by :func:`layerscope.probe.tap`, because ``profile`` measures in training mode and knows neither
+histograms nor fourth moments.
 
 Claim under test: arXiv 1906.00148, Fig. 1. Counted as foldable under encryption is every norm that is a constant affine
 map at inference; others divide by an encrypted statistic.
@@ -18,16 +20,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from layerscope import norms, probe
 from layerscope._show import Shown
-from layerscope.methods.encrypted.folding import norm_affine
+from layerscope.methods.encrypted.errors import InputError
 from layerscope.methods.encrypted.polynomials import COEFFICIENTS, Polynomial
+from layerscope.methods.encrypted.trace import trace
 
 _BINS, _REACH = 60, 6.0
 
 
 @dataclass(frozen=True)
 class LayerTails:
-    """The output of one batch norm on the test inputs."""
+    """The output of one norm on the test inputs."""
 
     layer: int
     kl: float
@@ -54,12 +58,14 @@ class Trial:
     """Last training loss; None for a swapped net."""
     layers: tuple[LayerTails, ...]
     init_growth: float
-    """Kurtosis of the last batch norm's output at random initialization, batch statistics."""
+    """Kurtosis of the last norm's output at random initialization, in training mode."""
+    norm: str
     foldable: bool
+    """Whether the norm is a constant affine map at inference, so that it costs nothing under encryption."""
 
     @property
     def last(self) -> LayerTails:
-        """The deepest batch norm."""
+        """The deepest norm."""
         return self.layers[-1]
 
 
@@ -71,22 +77,32 @@ class ActivationStudy(Shown):
     samples: int
     epochs: int
 
-    def of(self, depth: int, activation: str, mode: str = "trained") -> tuple[Trial, ...]:
+    def of(self, depth: int, activation: str, mode: str = "trained", norm: str = "batch") -> tuple[Trial, ...]:
         """Trials of one cell, one a seed."""
-        return tuple(t for t in self.trials if (t.depth, t.activation, t.mode) == (depth, activation, mode))
+        cell = (depth, activation, mode, norm)
+        return tuple(t for t in self.trials if (t.depth, t.activation, t.mode, t.norm) == cell)
 
 
 class BlockNet(nn.Module):
     """``depth`` blocks conv 3 x 3 - norm - activation, average pools after blocks 2 and 4, a linear head."""
 
-    def __init__(self, depth: int, activation: str, in_shape: Sequence[int], classes: int, *, width: int = 16) -> None:
+    def __init__(
+        self,
+        depth: int,
+        activation: str,
+        in_shape: Sequence[int],
+        classes: int,
+        *,
+        width: int = 16,
+        norm: str = "batch",
+    ) -> None:
         super().__init__()
         self.convs, self.norms, self.acts = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         channels, size = int(in_shape[0]), (int(in_shape[1]), int(in_shape[2]))
         self.pooled = [i for i in (2, 4) if i <= depth]
         for block in range(1, depth + 1):
             self.convs.append(nn.Conv2d(channels, width, 3, padding=1, bias=False))
-            self.norms.append(nn.BatchNorm2d(width))
+            self.norms.append(norms.build(norm, width))
             self.acts.append(activation_of(activation))
             channels = width
             if block in self.pooled:
@@ -117,11 +133,12 @@ def study_activations(
     trained: Sequence[str] = ("square", "herm2"),
     swapped: Sequence[str] = ("square", "quad8", "herm2", "herm4"),
     seeds: Sequence[int] = (0,),
+    norm: str = "batch",
     epochs: int = 4,
     batch_size: int = 100,
     lr: float = 4e-3,
 ) -> ActivationStudy:
-    """Train and swap; every trial is compared with the ReLU net of the same depth and seed.
+    """Train and swap; every trial is compared with the ReLU net of the same depth, seed and norm.
 
     Args:
         train: normalised images [N, C, H, W] and labels.
@@ -130,75 +147,80 @@ def study_activations(
         trained: polynomials to train from scratch.
         swapped: polynomials to put into the trained ReLU net, running statistics kept.
         seeds: of weights and data order.
+        norm: any choice of the package, such as ``group:groups=4``; ``foldable`` says whether encryption gets it free.
         epochs: of Adam with a one-cycle schedule and gradient norm 1.
         batch_size: samples a step.
         lr: peak learning rate.
 
     Raises:
         TrainingError: a training that cannot start; one that diverges is a row with accuracy at chance.
+        InputError: a norm choice that puts no layer between convolution and activation.
     """
     classes = int(train[1].max()) + 1
     trials: list[Trial] = []
     for depth in depths:
         for seed in seeds:
-            relu, loss = trained_net(depth, "relu", train, classes, seed, epochs, batch_size, lr)
-            reference = norm_outputs(relu, test[0])
-            trials.append(_trial(depth, "relu", "trained", seed, relu, loss, test, reference, train[0]))
+            relu, loss = trained_net(depth, "relu", train, classes, seed, epochs, batch_size, lr, norm)
+            reference = norm_readings(relu, test[0])
+            if len(reference) != depth:
+                raise InputError(f"norm={norm!r} leaves no norm to read after every convolution")
+            trials.append(_trial(depth, norm, "relu", "trained", seed, relu, loss, test, reference, train[0]))
             for name in trained:
-                net, loss = trained_net(depth, name, train, classes, seed, epochs, batch_size, lr)
-                trials.append(_trial(depth, name, "trained", seed, net, loss, test, reference, train[0]))
+                net, loss = trained_net(depth, name, train, classes, seed, epochs, batch_size, lr, norm)
+                trials.append(_trial(depth, norm, name, "trained", seed, net, loss, test, reference, train[0]))
             for name in swapped:
-                net = _swap(relu, depth, name, train[0].shape[1:], classes)
-                trials.append(_trial(depth, name, "swapped", seed, net, None, test, reference, train[0]))
+                net = _swap(relu, depth, name, train[0].shape[1:], classes, norm)
+                trials.append(_trial(depth, norm, name, "swapped", seed, net, None, test, reference, train[0]))
     return ActivationStudy(tuple(trials), len(train[0]), epochs)
 
 
-def norm_outputs(net: BlockNet, x: Tensor) -> list[Tensor]:
-    """Every norm's output on ``x``, as float64 vectors."""
-    kept: list[Tensor] = []
-    handles = [
-        n.register_forward_hook(lambda m, i, out: kept.append(out.detach().double().flatten())) for n in net.norms
-    ]
-    try:
-        with torch.no_grad():
-            net(x)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return kept
+@dataclass(frozen=True)
+class Reading:
+    """What is kept of one norm's output: plain numbers, taken while it passes by."""
+
+    mean: float
+    variance: float
+    kurtosis: float
+    absmax: float
+    finite_fraction: float
+    histogram: tuple[float, ...]
+    """Shares of 60 bins on [-6, 6], what lies outside counted at the ends; empty where nothing is finite."""
 
 
-def tails(layer: int, z: Tensor, reference: Tensor) -> LayerTails:
-    """One norm's output beside the ReLU net's."""
+def read(z: Tensor) -> Reading:
+    """The statistics of all finite values of ``z``, in float64."""
+    z = z.double().flatten()
     finite = z[torch.isfinite(z)]
     share = finite.numel() / z.numel()
     if finite.numel() < 2:
-        return LayerTails(layer, math.inf, math.nan, math.nan, math.nan, math.nan, share)
-    centred = finite - finite.mean()
+        return Reading(math.nan, math.nan, math.nan, math.nan, share, ())
+    mean = finite.mean()
+    centred = finite - mean
     # scaled before the fourth power: values near 1e80 would overflow float64 and hide how heavy the tail is
-    scale = centred.abs().max().clamp(min=1e-300)
+    scale = float(centred.abs().max().clamp(min=1e-300))
     unit = centred / scale
     second = unit.square().mean()
     kurtosis = float(unit.pow(4).mean() / second.square().clamp(min=1e-300))
-    variance = float(second) * float(scale) ** 2 if float(scale) < 1e150 else math.inf
-    return LayerTails(
-        layer,
-        _kl(finite, reference),
-        float(finite.mean() - reference.mean()),
-        variance / float(reference.var(correction=0)),
-        kurtosis,
-        float(finite.abs().max()),
-        share,
-    )
+    variance = float(second) * scale**2 if scale < 1e150 else math.inf
+    counts = torch.histc(finite.clamp(-_REACH, _REACH).float(), _BINS, -_REACH, _REACH).double() + 1e-6 * len(finite)
+    histogram = tuple((counts / counts.sum()).tolist())
+    return Reading(float(mean), variance, kurtosis, float(finite.abs().max()), share, histogram)
 
 
-def _kl(z: Tensor, reference: Tensor) -> float:
-    def histogram(x: Tensor) -> Tensor:
-        counts = torch.histc(x.clamp(-_REACH, _REACH).float(), _BINS, -_REACH, _REACH).double() + 1e-6 * len(x)
-        return counts / counts.sum()
+def norm_readings(net: nn.Module, x: Tensor) -> list[Reading]:
+    """One reading for every norm on ``x``, in the order of execution; ``net`` runs in the mode it is in."""
+    with probe.tap(net, read, roles=("norm",)) as found, torch.no_grad():
+        net(x)
+    return [reading for calls in found.values() for reading in calls]
 
-    p, q = histogram(z), histogram(reference)
-    return float((p * (p / q).log()).sum())
+
+def tails(layer: int, z: Reading, reference: Reading) -> LayerTails:
+    """One norm's output beside the ReLU net's."""
+    kl = math.inf
+    if z.histogram and reference.histogram:
+        kl = sum(p * math.log(p / q) for p, q in zip(z.histogram, reference.histogram, strict=True))
+    ratio = z.variance / reference.variance if reference.variance else math.nan
+    return LayerTails(layer, kl, z.mean - reference.mean, ratio, z.kurtosis, z.absmax, z.finite_fraction)
 
 
 def trained_net(
@@ -210,13 +232,14 @@ def trained_net(
     epochs: int,
     batch_size: int,
     lr: float,
+    norm: str = "batch",
 ) -> tuple[BlockNet, float]:
     """A trained :class:`BlockNet` in evaluation mode and its last training loss."""
     from layerscope import training
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = BlockNet(depth, name, train[0].shape[1:], classes).to(train[0].device)
+        net = BlockNet(depth, name, train[0].shape[1:], classes, norm=norm).to(train[0].device)
     history = training.fit(
         net,
         train,
@@ -232,35 +255,49 @@ def trained_net(
     return net.eval(), float(history.losses[-1]) if history.losses else math.nan
 
 
-def _swap(relu: BlockNet, depth: int, name: str, in_shape: Sequence[int], classes: int) -> BlockNet:
+def _swap(relu: BlockNet, depth: int, name: str, in_shape: Sequence[int], classes: int, norm: str) -> BlockNet:
     with torch.random.fork_rng(devices=[]):
-        net = BlockNet(depth, name, in_shape, classes).to(relu.head.weight.device)
+        net = BlockNet(depth, name, in_shape, classes, norm=norm).to(relu.head.weight.device)
     net.load_state_dict(relu.state_dict())
     return net.eval()
 
 
 def _trial(
     depth: int,
+    norm: str,
     name: str,
     mode: str,
     seed: int,
     net: BlockNet,
     loss: float | None,
     test: tuple[Tensor, Tensor],
-    reference: list[Tensor],
+    reference: list[Reading],
     inputs: Tensor,
 ) -> Trial:
     x, y = test
     with torch.no_grad():
         accuracy = float((net(x).argmax(1) == y).float().mean())
-    layers = tuple(tails(i, z, r) for i, (z, r) in enumerate(zip(norm_outputs(net, x), reference, strict=True)))
-    growth = init_kurtosis(depth, name, inputs, seed)
-    foldable = all(norm_affine(norm) is not None for norm in net.norms)
-    return Trial(depth, name, mode, seed, accuracy, loss, layers, growth, foldable)
+    layers = tuple(tails(i, z, r) for i, (z, r) in enumerate(zip(norm_readings(net, x), reference, strict=True)))
+    growth = init_kurtosis(depth, name, inputs, seed, norm=norm)
+    return Trial(depth, name, mode, seed, accuracy, loss, layers, growth, norm, is_foldable(norm))
 
 
-def init_kurtosis(depth: int, name: str, inputs: Tensor, seed: int, samples: int = 200) -> float:
-    """Kurtosis of the last norm's output before any training, with batch statistics.
+def is_foldable(norm: str) -> bool:
+    """Whether a norm choice is a constant affine map at inference: then it disappears into a convolution.
+
+    >>> is_foldable("batch"), is_foldable("layer")
+    (True, False)
+    """
+    channels = 4
+    with torch.random.fork_rng(devices=[]):
+        net = nn.Sequential(nn.Conv2d(1, channels, 1), norms.build(norm, channels)).eval()
+    return all(step.op != "opaque" for step in trace(net, (1, 4, 4)).steps)
+
+
+def init_kurtosis(
+    depth: int, name: str, inputs: Tensor, seed: int, samples: int = 200, *, norm: str = "batch"
+) -> float:
+    """Kurtosis of the last norm's output before any training, in training mode.
 
     The hypothesis to test: where this is far above the ReLU net's, single activations dominate every batch statistic
     and the net will not train. It orders depths of one activation, but is no threshold across activations (see
@@ -268,9 +305,8 @@ def init_kurtosis(depth: int, name: str, inputs: Tensor, seed: int, samples: int
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = BlockNet(depth, name, inputs.shape[1:], 2).to(inputs.device).train()
-    out = norm_outputs(net, inputs[:samples])[-1]
-    return tails(depth - 1, out, out).kurtosis
+        net = BlockNet(depth, name, inputs.shape[1:], 2, norm=norm).to(inputs.device).train()
+    return norm_readings(net, inputs[:samples])[-1].kurtosis
 
 
 def trial(
@@ -280,7 +316,8 @@ def trial(
     samples: int = 6000,
     tests: int = 2000,
     device: str = "cpu",
-    trained: tuple[str, ...] = ("square", "herm2"),
+    norm: str = "batch",
+    trained: tuple[str, ...] = tuple(COEFFICIENTS),
 ) -> dict[str, Any]:
     """One row of the study in papers/she: polynomials at one depth and seed, trained, and swapped into the ReLU net."""
     study = study_activations(
@@ -289,6 +326,7 @@ def trial(
         depths=(depth,),
         trained=trained,
         seeds=(seed,),
+        norm=norm,
         epochs=epochs,
     )
     return {"trials": study.to_dict()["trials"]}

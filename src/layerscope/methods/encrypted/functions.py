@@ -70,11 +70,14 @@ REMEDIES: dict[str, tuple[str, str]] = {
     "Upsample": ("interpolates", "use a transposed layout without upsampling, or a stride of 1 before it"),
     "interpolate": ("interpolates", "use a layout without upsampling, or a stride of 1 before it"),
     "ConvTranspose2d": ("is a transposed convolution", "use convolutions and pools"),
+    "Conv1d": ("has one spatial axis", "write it as a Conv2d with a kernel of height 1, on maps of height 1"),
+    "Conv3d": ("has three spatial axes", "use Conv2d"),
     "Linear": ("acts on tokens, not on one vector a sample", "flatten before it"),
     "linear": ("acts on tokens, not on one vector a sample", "flatten before it"),
     "MaxPool2d": ("rounds its size up (ceil_mode) over a border", "choose a size that the stride divides"),
     "AvgPool2d": ("divides by counts that differ at the border", "use padding=0, or count_include_pad=True"),
     "AdaptiveAvgPool2d": ("averages windows of different sizes", "use an output size that divides the map"),
+    "AdaptiveMaxPool2d": ("pools windows of different sizes", "use an output size that divides the map"),
 }  # fmt: skip
 
 
@@ -286,14 +289,14 @@ def _avg_pool(call: Call) -> Step | None:
     return call.step("avgpool", "avg_pool2d", window=window)
 
 
-def _adaptive(call: Call) -> Step | str | None:
+def _adaptive(call: Call, op: StepOp = "avgpool") -> Step | str | None:
     before, shape = call.before[0], call.shape
     if before[1:] == shape[1:]:
         return "identity"
     if before[1] % shape[1] or before[2] % shape[2]:
         return None
     kernel = (before[1] // shape[1], before[2] // shape[2])
-    return call.step("avgpool", "adaptive_avg_pool2d", window=Window(kernel, kernel))
+    return call.step(op, "adaptive pool", window=Window(kernel, kernel))
 
 
 def _mean(call: Call) -> Step | None:
@@ -334,6 +337,7 @@ _ALIASES = {
     "div": ("truediv", "itruediv", "true_divide"),
     "cat": ("concat", "concatenate"), "flatten": ("reshape", "view", "squeeze"), "mean": (), "pad": (),
     "max_pool2d": ("boolean_dispatch",), "avg_pool2d": (), "adaptive_avg_pool2d": (),
+    "adaptive_max_pool2d": (),
     "conv2d": (), "linear": (), "batch_norm": (), "chunk": (), "split": ("split_with_sizes",), "getitem": (),
     "dropout": ("dropout2d", "alpha_dropout", "feature_dropout", "feature_alpha_dropout", "contiguous",
                 "clone", "detach", "to", "float", "double", "type", "requires_grad"),
@@ -354,6 +358,7 @@ _RULES: dict[str, Rule] = {
     "max_pool2d": _max_pool,
     "avg_pool2d": _avg_pool,
     "adaptive_avg_pool2d": _adaptive,
+    "adaptive_max_pool2d": lambda call: _adaptive(call, "maxpool"),
     "conv2d": _conv2d,
     "linear": _linear,
     "batch_norm": _batch_norm,
@@ -372,6 +377,7 @@ MODULES: dict[str, tuple[str, tuple[str, ...]]] = {
     "MaxPool2d": ("max_pool2d", ("kernel_size", "stride", "padding", "dilation")),
     "AvgPool2d": ("avg_pool2d", ("kernel_size", "stride", "padding", "count_include_pad", "divisor_override")),
     "AdaptiveAvgPool2d": ("adaptive_avg_pool2d", ()),
+    "AdaptiveMaxPool2d": ("adaptive_max_pool2d", ()),
     "Flatten": ("flatten", ()),
     "ZeroPad2d": ("pad", ("padding",)),
 }

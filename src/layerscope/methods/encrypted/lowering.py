@@ -93,8 +93,9 @@ def lower(
     *,
     input_range: tuple[float, float] | None = None,
     scales: Mapping[str, float] | None = None,
-) -> Graph:
-    """The integer network of ``graph``.
+    corrected: bool = False,
+) -> tuple[Graph, FloatGraph]:
+    """The integer network of ``graph``, and the steps with the biases that it has.
 
     Args:
         graph: folded steps.
@@ -102,6 +103,8 @@ def lower(
         settings: bits and modes.
         input_range: smallest and largest float input; taken from ``calib`` if None.
         scales: output scale of named activations, instead of the search (quantisation-aware training fixes them).
+        corrected: move each bias by what rounding has moved the channel's mean on the batch. Not after training with
+            the quantiser in the loop, where the biases already fit the rounded weights.
 
     Raises:
         UnsupportedModuleError: a step that has no exact integer form.
@@ -109,22 +112,33 @@ def lower(
     """
     settings.check()
     graph.require_supported()
-    if not isinstance(calib, Tensor) or calib.ndim < 2 or calib[:1].numel() != math.prod(graph.in_shape):
+    calib = checked_calibration(graph, calib)
+    return _Lowering(graph, settings, scales or {}, corrected).run(calib, input_range)
+
+
+def checked_calibration(graph: FloatGraph, calib: Tensor) -> Tensor:
+    """The batch in float64 on the CPU, as [N, C, H, W].
+
+    Raises:
+        QuantizationError: no batch of the network's inputs, an empty one, or one that holds NaN or infinity.
+    """
+    if not isinstance(calib, Tensor) or calib.ndim < 2 or calib[:1].numel() not in (0, math.prod(graph.in_shape)):
         got = list(calib.shape) if isinstance(calib, Tensor) else type(calib).__name__
         raise QuantizationError(f"expected a calibration batch [N, {', '.join(map(str, graph.in_shape))}], got {got}")
-    calib = calib.detach().double().cpu().reshape(-1, *graph.in_shape)
+    calib = calib.detach().double().cpu()
     if calib.numel() == 0 or not bool(torch.isfinite(calib).all()):
         raise QuantizationError("the calibration batch must hold at least one sample and no NaN or infinity")
-    return _Lowering(graph, settings, scales or {}).run(calib, input_range)
+    return calib.reshape(-1, *graph.in_shape)
 
 
 class _Lowering:
-    def __init__(self, graph: FloatGraph, settings: Settings, scales: Mapping[str, float]) -> None:
-        self.graph, self.settings, self.scales = graph, settings, scales
+    def __init__(self, graph: FloatGraph, settings: Settings, scales: Mapping[str, float], corrected: bool) -> None:
+        self.graph, self.settings, self.scales, self.corrected = graph, settings, scales, corrected
+        self.biases: dict[str, Tensor] = {}
         self.ops: list[Op] = []
         self.held: list[_Held] = []
 
-    def run(self, calib: Tensor, input_range: tuple[float, float] | None) -> Graph:
+    def run(self, calib: Tensor, input_range: tuple[float, float] | None) -> tuple[Graph, FloatGraph]:
         self.held.append(self._input(calib, input_range))
         for step in self.graph.steps[1:]:
             floats = evaluate(step, [h.floats for h in self.held])
@@ -140,7 +154,9 @@ class _Lowering:
             if values[held.op] is None or held is self.held[-1]:
                 values[held.op] = held.value
         assert all(v is not None for v in values)
-        return Graph(tuple(self.ops), tuple(v for v in values if v is not None))
+        made = Graph(tuple(self.ops), tuple(v for v in values if v is not None))
+        steps = (replace(s, bias=self.biases[s.name]) if s.name in self.biases else s for s in self.graph.steps)
+        return made, replace(self.graph, steps=tuple(steps))
 
     def _input(self, calib: Tensor, input_range: tuple[float, float] | None) -> _Held:
         lo, hi = input_range or (float(calib.min()), float(calib.max()))
@@ -226,8 +242,14 @@ class _Lowering:
             if window.padding == (0, 0):
                 border = border[:, :1, :1]
             bias = bias + border
-        integer = torch.round(bias / torch.from_numpy(out_scale).view(-1, 1, 1)).long().numpy()
-        return replace(op, bias=integer), out_scale, np.zeros(w.shape[0])
+        unit_of = torch.from_numpy(out_scale).view(-1, 1, 1)
+        op = replace(op, bias=torch.round(bias / unit_of).long().numpy())
+        if self.corrected:
+            self._bounds(op)  # what is too wide cannot be executed
+            drift = _drift(floats, execute(op, [sources[0].codes]).double() * unit_of)
+            op = replace(op, bias=torch.round((bias + drift) / unit_of).long().numpy())
+            self.biases[step.name] = drift.flatten() + (0 if step.bias is None else step.bias)
+        return op, out_scale, np.zeros(w.shape[0])
 
     @staticmethod
     def _below_bias(codes: LogWeights, bias: Tensor | None, unit: float, value: Value) -> LogWeights:
@@ -247,7 +269,13 @@ class _Lowering:
         return rows.repeat_interleave(outputs // step.groups, 0).view(outputs, per_group, 1, 1)
 
     def _plain_scale(self, step: Step, value: Value, *, offset: bool) -> None:
-        """Refuse what a folded-forward norm has made of a value where no convolution can take it in."""
+        """Refuse codes that do not count from zero where no convolution can take the offset in."""
+        if offset and (value.offset != 0).any() and self.held[0].value.offset.any():
+            raise UnsupportedModuleError(
+                step.name,
+                "sees the network's input without a convolution between, and its codes do not start at zero",
+                "give input_range=(0, largest) and inputs that are not negative, or put a convolution before it",
+            )
         if (value.scale <= 0).any() or (offset and (value.offset != 0).any()):
             raise UnsupportedModuleError(
                 step.name,
@@ -375,6 +403,20 @@ class _Lowering:
         op = Flatten(step.name, (sources[0].op,), step.shape)
         area = shape[1] * shape[2]
         return op, np.repeat(value.scale, area), np.repeat(value.offset, area)
+
+
+def _drift(floats: Tensor, found: Tensor) -> Tensor:
+    """[C, 1, 1] by how much ``found`` lies below ``floats`` on average, as far as the batch can tell.
+
+    A channel's mean difference m over N samples is known to m +- s / sqrt(N); it is taken times 1 - s^2 / (N m^2), or
+    not at all where that is negative, so that a batch of a few samples moves little.
+    """
+    each = (floats - found).mean((2, 3))
+    if len(each) < 2:
+        return torch.zeros(each.shape[1], 1, 1, dtype=torch.float64)
+    mean, error = each.mean(0), each.var(0) / len(each)
+    share = (1 - error / mean.square().clamp(min=1e-300)).clamp(min=0)
+    return (share * mean).view(-1, 1, 1)
 
 
 def _log2_exact(ratio: Floats) -> Ints | None:

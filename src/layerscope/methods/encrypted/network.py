@@ -118,6 +118,7 @@ def quantize(
     lookup_bits: int | None = None,
     input_range: tuple[float, float] | None = None,
     scales: Mapping[str, float] | None = None,
+    correct_bias: bool = True,
 ) -> QuantizedNet:
     """Fold the norms of ``model``, quantise it after training, and return the integer network.
 
@@ -133,6 +134,8 @@ def quantize(
         lookup_bits: raise the right shifts until at most this many bits reach an activation (6 for ``concrete``).
         input_range: smallest and largest float input; from ``calib`` if None.
         scales: output scale of named activations; searched on ``calib`` if absent.
+        correct_bias: move each bias by what rounding has moved its channel's mean on ``calib`` (Nagel et al. 2019,
+            arXiv 1906.04721, section 4.2, with measured means).
 
     Raises:
         UnsupportedModuleError: a module without an exact integer form, or training mode.
@@ -142,7 +145,8 @@ def quantize(
         raise QuantizationError(f"expected a tensor of calibration inputs, got {type(calib).__name__}")
     graph = model if isinstance(model, FloatGraph) else trace(model, calib.shape[1:])
     settings = Settings(bits, act_bits, input_bits, rounding, shift, per_channel, lookup_bits)
-    return QuantizedNet(lower(graph, calib, settings, input_range=input_range, scales=scales), settings, graph)
+    made, source = lower(graph, calib, settings, input_range=input_range, scales=scales, corrected=correct_bias)
+    return QuantizedNet(made, settings, source)
 
 
 def check_codes(graph: Graph, codes: Tensor) -> Tensor:

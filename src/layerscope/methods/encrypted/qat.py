@@ -71,7 +71,7 @@ class QatNet(nn.Module):
         """The integer network of the present weights; ``fixed`` keeps the activation scales of the training."""
         graph = self.float_graph()
         scales = self.scales if fixed else {}
-        made = lower(graph, self.calib, self.settings, input_range=self.input_range, scales=scales)
+        made, _ = lower(graph, self.calib, self.settings, input_range=self.input_range, scales=scales)
         return QuantizedNet(made, self.settings, graph)
 
     def float_graph(self) -> FloatGraph:

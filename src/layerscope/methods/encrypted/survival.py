@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from layerscope.methods.encrypted.distortion import BlockNet, images, norm_outputs, tails, trained_net
+from layerscope.methods.encrypted.distortion import BlockNet, images, norm_readings, read, trained_net
 from layerscope.methods.encrypted.errors import InputError
+from layerscope.probe import tap
 
 #: Contrast above which every net of papers/she trained, and below which hardly any did.
 SAFE, LOST = -2.0, -4.0
@@ -92,35 +93,44 @@ def initial(model: nn.Module, x: Tensor, y: Tensor, *, batch: int = 100) -> Init
         InputError: no batch norm, convolution or linear layer, fewer than two batches, or inputs without labels.
     """
     net = copy.deepcopy(model).double().train()
-    norms = [m for m in net.modules() if isinstance(m, _BatchNorm)]
-    heads = [m for m in net.modules() if isinstance(m, nn.Linear)]
+    norms = [name for name, m in net.named_modules() if isinstance(m, _BatchNorm)]
+    heads = [name for name, m in net.named_modules() if isinstance(m, nn.Linear)]
     convs = [m for m in net.modules() if isinstance(m, nn.Conv2d)]
     if not (norms and heads and convs):
         raise InputError("expected a net of convolutions and batch norms with a linear classifier")
     if len(x) != len(y) or len(x) < 2 * batch:
         raise InputError(f"expected at least two batches of {batch} samples with labels, got {len(x)} and {len(y)}")
-    outputs: list[Tensor] = []
-    features: list[Tensor] = []
-    handles = [norms[-1].register_forward_hook(lambda m, i, out: outputs.append(out.detach()))]
-    handles.append(heads[-1].register_forward_pre_hook(lambda m, i: features.append(i[0].detach().flatten(1))))
     weight, gradients = convs[len(convs) // 2].weight, []
-    try:
+    with (
+        tap(net, _norm_numbers, select=norms[-1:]) as outputs,
+        tap(net, _feature_numbers, select=heads[-1:], inputs=True) as features,
+    ):
         for start in range(0, len(x) - batch + 1, batch):
             part, labels = x[start : start + batch], y[start : start + batch]
             loss = F.cross_entropy(net(part.double()), labels)
             gradients.append(torch.autograd.grad(loss, weight)[0].flatten())
-    finally:
-        for handle in handles:
-            handle.remove()
-    return Initial(
-        contrast=_mean([_contrast(f) for f in features]),
-        agreement=_agreement(torch.stack(gradients)),
-        rank=_mean([math.log10(max(_rank(f) - 1, 1e-16)) for f in features]),
-        kurtosis=_mean([tails(0, z.flatten(), z.flatten()).kurtosis for z in outputs]),
-        absmax=_mean([float((z - z.mean()).abs().max() / z.std().clamp(min=1e-30)) for z in outputs]),
-        bulk=_mean([math.log10(max(_bulk(z), 1e-30)) for z in outputs]),
-        samples=_mean([_share(z) for z in outputs]),
-    )
+    found: dict[str, float] = {}
+    for readings, place in ((outputs, norms[-1]), (features, heads[-1])):
+        if place not in readings:
+            raise InputError(f"{place} is the last of its kind but is not seen running; give the part that runs")
+        found |= {key: _mean([one[key] for one in readings[place]]) for key in readings[place][0]}
+    return Initial(agreement=_agreement(torch.stack(gradients)), **found)
+
+
+def _norm_numbers(z: Tensor) -> dict[str, float]:
+    """Of the last norm's output [N, C, H, W]."""
+    return {
+        "kurtosis": read(z).kurtosis,
+        "absmax": float((z - z.mean()).abs().max() / z.std().clamp(min=1e-30)),
+        "bulk": math.log10(max(_bulk(z), 1e-30)),
+        "samples": _share(z),
+    }
+
+
+def _feature_numbers(features: Tensor) -> dict[str, float]:
+    """Of what the classifier is given."""
+    flat = features.flatten(1)
+    return {"contrast": _contrast(flat), "rank": math.log10(max(_rank(flat) - 1, 1e-16))}
 
 
 def _mean(values: list[float]) -> float:
@@ -174,7 +184,7 @@ def trial(
     with torch.no_grad():
         accuracy = float((net(test[0]).argmax(1) == test[1]).float().mean())
         seen = float((net(train[0][:tests]).argmax(1) == train[1][:tests]).float().mean())
-    after = [tails(i, z, z) for i, z in enumerate(norm_outputs(net, test[0]))]
+    after = norm_readings(net, test[0])
     return {
         "accuracy": accuracy,
         "train_accuracy": seen,

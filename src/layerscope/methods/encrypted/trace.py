@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from layerscope.errors import LayerscopeError
-from layerscope.methods.encrypted.errors import UnsupportedModuleError
+from layerscope.methods.encrypted.errors import QuantizationError, UnsupportedModuleError
 from layerscope.methods.encrypted.floatgraph import FloatGraph, Step
 from layerscope.methods.encrypted.folding import fold, norm_affine
 from layerscope.methods.encrypted.functions import FUNCTIONS, IDENTITY, MODULES, REMEDIES, SOURCE, Call, pair
@@ -41,6 +41,7 @@ def trace(model: nn.Module, in_shape: Sequence[int], *, folded: bool = True) -> 
         folded: fold normalization layers into the convolutions beside them.
 
     Raises:
+        QuantizationError: weights or biases that are not finite.
         UnsupportedModuleError: training mode, control flow that depends on data, more than one input or output, or a
             network that does not run on this shape.
     """
@@ -68,6 +69,12 @@ def trace(model: nn.Module, in_shape: Sequence[int], *, folded: bool = True) -> 
             "check in_shape, give the network one input tensor, or quantise the part that runs",
         ) from error
     graph = reader.graph(out)
+    for step in graph.steps:
+        for what, values in (("weight", step.weight), ("bias", step.bias)):
+            if step.op == "conv" and values is not None and not bool(torch.isfinite(values).all()):
+                raise QuantizationError(
+                    f"{step.name}: its {what} holds NaN or infinity; train or load it again before quantising"
+                )
     _check(graph, x, out)
     return fold(graph) if folded else graph
 
@@ -78,7 +85,9 @@ def _check(graph: FloatGraph, x: Tensor, out: Tensor) -> None:
         return
     again = graph.run(x.detach().double().cpu())[-1].reshape(out.shape)
     error = (again - out.detach().double().cpu()).abs().max()
-    if float(error) > 2e-3 * float(out.abs().max()) + 1e-6:
+    # the network's own rounding, several layers of it
+    share = max(2e-3, 16 * torch.finfo(out.dtype).eps) if out.is_floating_point() else 2e-3
+    if float(error) > share * float(out.abs().max()) + 1e-6:
         raise UnsupportedModuleError(
             graph.source,
             f"computes something else than its layers say (they differ by {float(error):.2g})",
@@ -146,7 +155,8 @@ class _Reader(TorchFunctionMode):
             self.inside -= 1
             sources = self._sources((args, kwargs))
             if not self.inside and sources:
-                self._result(sources, out, lambda call: _module_step(module, call), name, type(module).__name__)
+                place = name or type(module).__name__
+                self._result(sources, out, lambda call: _module_step(module, call), place, type(module).__name__)
 
         return leave
 

@@ -1,20 +1,27 @@
-"""Width-aware advice: which bits, shifts and accumulators need the fewest bootstraps under an accuracy budget."""
+"""Width-aware advice: the bits, shifts and channels that need the fewest bootstraps under an accuracy budget."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import product
 
+import torch
 from torch import Tensor, nn
 
 from layerscope.methods.encrypted.costs.cost import cost
-from layerscope.methods.encrypted.costs.records import Advice, CostReport
+from layerscope.methods.encrypted.costs.records import Advice, Advised, CostReport
 from layerscope.methods.encrypted.errors import QuantizationError
 from layerscope.methods.encrypted.floatgraph import FloatGraph
+from layerscope.methods.encrypted.narrowing import narrow, widths
 from layerscope.methods.encrypted.network import QuantizedNet, quantize
 from layerscope.methods.encrypted.qat import finetune
 from layerscope.methods.encrypted.trace import trace
+
+Data = tuple[Tensor, Tensor]
+#: One-sided 95 % of a normal.
+_QUANTILE = 1.645
 
 
 def advise(
@@ -22,90 +29,200 @@ def advise(
     in_shape: Sequence[int],
     *,
     calib: Tensor | None = None,
-    valid: tuple[Tensor, Tensor] | None = None,
-    train: tuple[Tensor, Tensor] | None = None,
+    valid: Data | None = None,
+    train: Data | None = None,
     most_loss: float = 0.02,
+    base: tuple[int, int, int] = (4, 4, 6),
     bits: Sequence[int] = (2, 3, 4),
     act_bits: Sequence[int] = (2, 3, 4),
     lookup_bits: Sequence[int] = (5, 6),
+    channels: Sequence[float] = (1.0, 0.75, 0.5),
+    epochs: int = 2,
+    rounds: int = 2,
+    tries: int = 16,
     seed: int = 0,
-) -> tuple[Advice, ...]:
-    """Combinations of widths by price, cheapest first; with data, the cheapest one within the accuracy budget.
+    watch: Callable[[Advice], None] | None = None,
+) -> Advised:
+    """What is cheaper than ``base``, by price; with data, the cheapest that stays within the accuracy budget.
 
     Fewer exponents and activation bits narrow the accumulators, so that fewer low bits have to be removed; narrower
-    lookups cost less each and may cost accuracy. Without data the list is a list of prices and promises nothing.
+    lookups cost less each; fewer channels (:func:`~layerscope.methods.encrypted.narrow`) mean fewer of them. Without
+    ``valid`` the list is a list of prices and promises nothing.
+
+    With it, ``valid`` is cut in two at random. On the first half candidates are measured, dearer and cheaper ones in
+    turn: one that passes rules out all dearer ones, one that fails all that have no more of anything. The cheapest that
+    passed is then judged on the second half, which nothing was chosen on; if it loses too much there, the next dearer
+    one that passed is judged.
 
     Args:
         model: a float network in evaluation mode.
         in_shape: (channels, height, width).
-        calib: float inputs for the scales; needed to measure accuracy.
-        valid: inputs and labels on which each candidate is measured, cheapest first.
+        calib: float inputs for the scales and for the worth of channels; needed to measure accuracy.
+        valid: inputs and labels, held back from training.
         train: with it, each candidate is trained with the quantiser in the loop before it is measured.
         most_loss: accuracy that may be lost against the float network.
+        base: (bits, act_bits, lookup_bits) of the settings to beat, with all channels.
         bits: weight codes to try.
         act_bits: activation codes to try.
         lookup_bits: lookup widths to try.
-        seed: of the training.
+        channels: shares of the activations' lookups to keep.
+        epochs: passes over ``train`` in each round of training.
+        rounds: of training, see :func:`~layerscope.methods.encrypted.finetune`.
+        tries: candidates to measure at most.
+        seed: of the training and of the cut of ``valid``.
+        watch: called with every candidate as it is measured.
 
     Raises:
-        QuantizationError: ``valid`` without ``calib``.
+        QuantizationError: ``valid`` without ``calib``, fewer than 20 held-back samples, or settings out of range.
+        UnsupportedModuleError: accuracy asked of a network that cannot be quantised.
     """
     if valid is not None and calib is None:
         raise QuantizationError("measuring accuracy needs calib=, a batch of inputs for the scales")
-    base = cost(model, in_shape, accumulators=("csa",)).bootstraps
-    rows: list[tuple[CostReport, Advice, tuple[int, int, int]]] = []
-    for b, a, limit in product(bits, act_bits, lookup_bits):
-        if limit <= a:
-            continue  # the sign and the kept bits would not fit
-        priced = cost(model, in_shape, bits=b, act_bits=a, lookup_bits=limit, accumulators=("csa",))
-        widest = max((layer.lookup_bits or 0 for layer in priced.layers), default=0)
-        change = f"bits={b}, act_bits={a}, lookup_bits={limit}"
-        row = Advice(change, priced.bootstraps, _share(priced.bootstraps, base), None, widest)
-        rows.append((priced, row, (b, a, limit)))
-    rows.sort(key=_order)
-    if valid is None or calib is None:
-        return tuple(row for _, row, _ in rows)
+    if valid is not None and (len(valid[0]) != len(valid[1]) or len(valid[0]) < 20):
+        raise QuantizationError(
+            f"expected at least 20 held-back samples with labels, got {len(valid[0])} and {len(valid[1])}"
+        )
     graph = trace(model, in_shape)
-    reference = _accuracy(model, *valid)
-    for _, row, (b, a, limit) in rows:
-        net = _candidate(graph, calib, valid, train, b, a, limit, seed)
-        real = cost(net, accumulators=("csa",))
-        found = _accuracy(net, *valid)
-        if found >= reference - most_loss:
-            factor = _share(real.bootstraps, base)
-            return (replace(row, accuracy=found, bootstraps=real.bootstraps, factor=factor),)  # the rest costs more
-    return ()
+    start = _priced(graph, *base)
+    narrowed = {share: narrow(graph, calib, share) for share in (1.0, *channels)}
+    rows = []
+    for share, b, a, limit in product(channels, bits, act_bits, lookup_bits):
+        if limit > a:  # else the sign and the kept bits would not fit
+            row = _row(_priced(narrowed[share], b, a, limit), start, share, limit)
+            rows.append(replace(row, widths=widths(graph, narrowed[share])))
+    rows = sorted((row for row in rows if _price(row) < _price(_row(start, start, 1.0, base[2]))), key=_price)
+    found = Advised(start.source, tuple(rows), start.bootstraps, base, most_loss)
+    if valid is None or calib is None:
+        return replace(found, reason="prices only: no data was given to measure accuracy on")
+    judge = _Judge(model, narrowed, calib, valid, train, epochs, rounds, seed)
+    return _searched(found, judge, start, tries, watch or (lambda row: None))
 
 
-def _order(row: tuple[CostReport, Advice, tuple[int, int, int]]) -> tuple[float, int]:
-    report, advice, _ = row
-    seconds = report.lookup_seconds
-    return (seconds if seconds is not None else float(advice.bootstraps), advice.bootstraps)
+class _Judge:
+    """Makes a candidate and measures it on either half of the held-back data."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        narrowed: dict[float, FloatGraph],
+        calib: Tensor,
+        valid: Data,
+        train: Data | None,
+        epochs: int,
+        rounds: int,
+        seed: int,
+    ) -> None:
+        order = torch.randperm(len(valid[0]), generator=torch.Generator().manual_seed(seed))
+        self.halves = [(valid[0][part], valid[1][part]) for part in order.tensor_split(2)]
+        with torch.no_grad():
+            self.float_hits = [model(x).argmax(1) == y for x, y in self.halves]
+        self.narrowed, self.calib, self.train = narrowed, calib, train
+        self.epochs, self.rounds, self.seed = epochs, rounds, seed
+
+    def make(self, row: Advice) -> QuantizedNet:
+        """The candidate, trained if there is data for it."""
+        graph = self.narrowed[row.channels]
+        net = quantize(graph, self.calib, bits=row.bits, act_bits=row.act_bits, lookup_bits=row.lookup_bits)
+        if self.train is None:
+            return net
+        return finetune(
+            net,
+            self.train,
+            self.calib,
+            valid=self.halves[0],
+            epochs=self.epochs,
+            rounds=self.rounds,
+            seed=self.seed,
+        )
+
+    def price(self, net: QuantizedNet) -> CostReport:
+        """With its real ranges and shifts."""
+        return cost(net, accumulators=("csa",))
+
+    def loss(self, net: QuantizedNet, half: int) -> tuple[float, float, float]:
+        """Accuracy, accuracy lost against the float network on the same samples, and what it is at most (95 %)."""
+        x, y = self.halves[half]
+        hits = net.decode(net.integers(net.encode(x, clip=True))).argmax(1) == y
+        change = self.float_hits[half].double() - hits.double()
+        lost = float(change.mean())
+        return float(hits.double().mean()), lost, lost + _QUANTILE * float(change.std()) / math.sqrt(len(change))
 
 
-def _share(after: int, before: int) -> float:
-    return after / before if before else 1.0
+def _searched(found: Advised, judge: _Judge, start: CostReport, tries: int, watch: Callable[[Advice], None]) -> Advised:
+    rows = list(found.rows)
+    nets: dict[int, QuantizedNet] = {}
+    open_ = list(range(len(rows)))
+    for _ in range(tries):
+        if not open_:
+            break
+        at = open_[len(open_) // 2]
+        net = judge.make(rows[at])
+        accuracy, lost, most = judge.loss(net, 0)
+        passed = lost <= found.most_loss
+        rows[at] = replace(
+            _row(judge.price(net), start, rows[at].channels, rows[at].lookup_bits),
+            widths=rows[at].widths,
+            accuracy=accuracy,
+            lost=lost,
+            lost_at_most=most,
+            verdict="within the budget" if passed else "loses too much",
+        )
+        watch(rows[at])
+        if passed:
+            nets[at] = net
+            open_ = [i for i in open_ if i < at]
+        else:
+            open_ = [i for i in open_ if i != at and not _no_more(rows[i], rows[at])]
+    measured, judged = sum(row.accuracy is not None for row in rows), 0
+    present = _row(start, start, 1.0, found.base[2])
+    accuracy, lost, _ = judge.loss(judge.make(present), 1)
+    found = replace(found, base_accuracy=accuracy, base_lost=lost, unmeasured=len(open_))
+    for at in sorted((i for i in nets if rows[i].bootstraps < start.bootstraps), key=lambda i: _price(rows[i])):
+        accuracy, lost, most = judge.loss(nets[at], 1)
+        judged += 1
+        passed = lost <= found.most_loss
+        rows[at] = replace(
+            rows[at],
+            accuracy=accuracy,
+            lost=lost,
+            lost_at_most=most,
+            verdict="chosen" if passed else "loses too much on the second half",
+        )
+        if passed:
+            reason = f"the cheapest of {measured} that were measured, judged on {len(judge.halves[1][0])} other samples"
+            return replace(found, rows=tuple(rows), best=rows[at], judged=judged, reason=reason)
+    reason = f"nothing cheaper within the budget: {measured} of {len(rows)} candidates measured"
+    losses = [row.lost for row in rows if row.lost is not None]
+    if judged:
+        reason += f"; {judged} passed on one half of the held-back data and lost too much on the other"
+    elif losses:
+        reason += f", the best of them loses {100 * min(losses):.1f} points"
+    return replace(found, rows=tuple(rows), judged=judged, reason=reason)
 
 
-def _candidate(
-    graph: FloatGraph,
-    calib: Tensor,
-    valid: tuple[Tensor, Tensor],
-    train: tuple[Tensor, Tensor] | None,
-    bits: int,
-    act_bits: int,
-    lookup_bits: int,
-    seed: int,
-) -> QuantizedNet:
-    net = quantize(graph, calib, bits=bits, act_bits=act_bits, lookup_bits=lookup_bits)
-    if train is None:
-        return net
-    return finetune(net, train, calib, valid=valid, epochs=1, rounds=2, seed=seed)
+def _priced(graph: FloatGraph, bits: int, act_bits: int, lookup_bits: int) -> CostReport:
+    return cost(graph, bits=bits, act_bits=act_bits, lookup_bits=lookup_bits, accumulators=("csa",))
 
 
-def _accuracy(net: nn.Module | QuantizedNet, x: Tensor, y: Tensor) -> float:
-    import torch
+def _row(report: CostReport, start: CostReport, channels: float, lookup_bits: int) -> Advice:
+    return Advice(
+        bits=report.bits,
+        act_bits=report.act_bits,
+        lookup_bits=lookup_bits,
+        channels=channels,
+        bootstraps=report.bootstraps,
+        factor=report.bootstraps / start.bootstraps if start.bootstraps else 1.0,
+        gates=report.gates("csa"),
+        seconds=report.lookup_seconds,
+        widest_lookup=max((layer.lookup_bits or 0 for layer in report.layers), default=0),
+    )
 
-    with torch.no_grad():
-        logits = net.decode(net.integers(net.encode(x, clip=True))) if isinstance(net, QuantizedNet) else net(x)
-    return float((logits.argmax(1) == y).float().mean())
+
+def _price(row: Advice) -> tuple[float, int, int]:
+    return (row.seconds if row.seconds is not None else float(row.bootstraps), row.bootstraps, row.gates)
+
+
+def _no_more(row: Advice, other: Advice) -> bool:
+    """Whether ``row`` has no more of anything than ``other``."""
+    pairs = ((row.bits, other.bits), (row.act_bits, other.act_bits), (row.lookup_bits, other.lookup_bits))
+    return row.channels <= other.channels and all(a <= b for a, b in pairs)

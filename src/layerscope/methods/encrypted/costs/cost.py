@@ -15,6 +15,7 @@ from layerscope.methods.encrypted.costs.pricing import kinds_of, live_values, pr
 from layerscope.methods.encrypted.costs.records import CostReport, LayerCost, LeveledNote
 from layerscope.methods.encrypted.costs.timings import Timing, timing
 from layerscope.methods.encrypted.errors import QuantizationError
+from layerscope.methods.encrypted.floatgraph import FloatGraph
 from layerscope.methods.encrypted.graph import Conv, Graph
 from layerscope.methods.encrypted.leveled import Parameters, analyse
 from layerscope.methods.encrypted.lowering import Settings
@@ -26,7 +27,7 @@ _FREE = ("input", "flatten", "concat")
 
 
 def cost(
-    model: nn.Module | QuantizedNet,
+    model: nn.Module | FloatGraph | QuantizedNet,
     in_shape: Sequence[int] | None = None,
     *,
     bits: int = 4,
@@ -41,9 +42,10 @@ def cost(
     """What encrypted inference of ``model`` will cost per layer, before any key exists; needs no engine.
 
     Args:
-        model: any network in evaluation mode (it is quantised as it stands, without data), or a quantised one, whose
-            real ranges and shifts are then used. What has no integer form becomes a row with a reason and no price.
-        in_shape: (channels, height, width); needed for a float network.
+        model: any network in evaluation mode, or its steps (quantised as they stand, without data), or a quantised
+            one, whose real ranges and shifts are then used. What has no integer form becomes a row with a reason and no
+            price.
+        in_shape: (channels, height, width); needed for a float network, not for its steps.
         bits: weight code; ignored for a quantised network, like the next two.
         act_bits: activation code.
         lookup_bits: bits that may reach a lookup; sets the shifts.
@@ -68,10 +70,8 @@ def cost(
         graph, settings = model.graph, model.settings
         source = label or (model.source.source if model.source else "quantised network")
     else:
-        if in_shape is None:
-            raise QuantizationError("the cost of a float network needs in_shape=(channels, height, width)")
         settings = Settings(bits=bits, act_bits=act_bits, lookup_bits=lookup_bits)
-        traced = trace(model, in_shape)
+        traced = model if isinstance(model, FloatGraph) else _traced(model, in_shape)
         graph, source = draft(traced, settings), label or traced.source
         notes.append("no calibration data: shifts leave the lookups their bits, residual sums align to the wider side")
     layers = tuple(
@@ -94,6 +94,12 @@ def cost(
         notes=(*notes, *_notes(graph, layers)),
         seconds=time.perf_counter() - start,
     )
+
+
+def _traced(model: nn.Module, in_shape: Sequence[int] | None) -> FloatGraph:
+    if in_shape is None:
+        raise QuantizationError("the cost of a float network needs in_shape=(channels, height, width)")
+    return trace(model, in_shape)
 
 
 def _leveled(graph: Graph) -> LeveledNote | None:

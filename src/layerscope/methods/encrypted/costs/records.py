@@ -58,15 +58,57 @@ class LeveledNote:
 
 @dataclass(frozen=True)
 class Advice:
-    """One change of settings and what it does to the bootstraps."""
+    """One choice of widths: its price, and its accuracy where it was measured."""
 
-    change: str
+    bits: int
+    act_bits: int
+    lookup_bits: int
+    channels: float
+    """Share of the activations' lookups that stay; 1: all channels."""
     bootstraps: int
     factor: float
-    """Bootstraps after / before."""
+    """Bootstraps over those of the settings to beat."""
+    gates: int
+    """With the ``csa`` accumulator."""
+    seconds: float | None
+    """One sample by lookups on one core."""
+    widest_lookup: int
+    widths: tuple[tuple[str, int, int], ...] = ()
+    """(convolution, channels that stay, channels before) where channels go."""
     accuracy: float | None = None
-    """Measured accuracy, where data was given."""
-    widest_lookup: int | None = None
+    lost: float | None = None
+    """Accuracy lost against the float network on the same samples."""
+    lost_at_most: float | None = None
+    """Upper end of its one-sided 95 % interval."""
+    verdict: str = "not measured"
+
+    @property
+    def change(self) -> str:
+        """The settings in one line."""
+        return f"bits={self.bits}, act_bits={self.act_bits}, lookup_bits={self.lookup_bits}, channels={self.channels:g}"
+
+
+@dataclass(frozen=True)
+class Advised(Shown):
+    """Cheaper choices of widths by price, and the one to take."""
+
+    source: str
+    rows: tuple[Advice, ...]
+    base_bootstraps: int
+    base: tuple[int, int, int]
+    """(bits, act_bits, lookup_bits) of the settings to beat."""
+    most_loss: float
+    """The accuracy budget."""
+    best: Advice | None = None
+    """The cheapest that stays within the budget on data that nothing was chosen on; None: there is none."""
+    base_accuracy: float | None = None
+    """Of the settings to beat, on the same data as ``best``."""
+    base_lost: float | None = None
+    judged: int = 0
+    """Candidates that were judged on that data; more than one takes something from its independence."""
+    unmeasured: int = 0
+    """Candidates that the search neither measured nor ruled out."""
+    reason: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,12 @@
 """Mixture Normalization in the paper's own setting, ordinary images, at several learning rates and component counts.
 
     python papers/mixture-normalization/grid.py --device cuda --part 0/4   # one of four processes on one GPU
-    python papers/mixture-normalization/grid.py --small                    # a smaller grid that a CPU can do
+    python papers/mixture-normalization/grid.py --small                    # what one CPU core does in an hour
     python papers/mixture-normalization/grid.py --table                    # the tables of the README
 
-Fashion-MNIST, AdamW at a constant rate, the same initial weights in every arm. At every mark the statistics are
-recalibrated on eight training batches, test accuracy is taken, and all statistics are put back. Trials are rows of
-results/grid*.jsonl, in order of importance; a row that stands there is not run again.
+Fashion-MNIST, AdamW at a constant rate, the same initial weights and batches in every arm. At every mark the statistics
+are recalibrated on eight training batches, test accuracy is taken, and all statistics are put back. Trials are rows of
+results/grid*.jsonl, in order of importance; one that stands there is not run again, so that a stopped run goes on.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -28,7 +28,6 @@ from layerscope.norms import mixture_fused
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
-MARKS_PER_EPOCH = 4
 
 
 @dataclass(frozen=True)
@@ -47,11 +46,13 @@ class Scale:
     test: int
     """Test images."""
     batch: int
-    epochs: int
+    updates: int
+    marks: int
+    """How often the test accuracy is taken, at equal distances."""
 
 
-FULL = Scale("full", 28, 1.0, 12, 60000, 10000, 256, 5)
-SMALL = Scale("small", 14, 0.25, 3, 8000, 4000, 64, 2)
+FULL = Scale("full", 28, 1.0, 12, 60000, 10000, 256, 1170, 20)
+SMALL = Scale("small", 14, 0.25, 3, 20000, 2000, 64, 320, 16)
 
 
 # networks: batch norm everywhere; what is replaced is chosen by name
@@ -176,9 +177,12 @@ def trials(scale: Scale) -> Iterator[Trial]:
 
     everything = list(ARMS)
     if scale.name == "small":
-        yield from group(list(NETS), MAIN, [5e-3], range(3))
+        yield from group(["cnn5"], MAIN, [5e-3, 1e-3], range(3))
+        yield from group(["inception", "densenet"], MAIN, [5e-3], range(3))
+        yield from group(["cnn5"], ["MN K=2", "MN K=5"], [5e-3], range(3))
+        yield from group(["inception", "densenet"], MAIN, [1e-3], range(3))
         yield from group(["cnn5"], everything[3:], [5e-3], range(3))
-        yield from group(list(NETS), MAIN, [1e-3], range(3))
+        yield from group(list(NETS), MAIN, [5e-3, 1e-3], range(3, 5))
         return
     yield from group(["cnn5"], MAIN, [1e-3], range(3))
     yield from group(["inception", "densenet"], MAIN, [1e-3], range(3))
@@ -271,26 +275,24 @@ def recalibrated_accuracy(net: nn.Module, batches: list[Tensor], x: Tensor, y: T
 
 def run(trial: Trial, scale: Scale, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> dict[str, object]:
     """Train one network."""
-    start = time.monotonic()
+    start, cpu = time.monotonic(), time.process_time()
     x, y = train
     net = network(trial, scale).to(x.device).train()
     step = Step(net, trial.lr, x, y, scale.batch)
     generator = torch.Generator().manual_seed(100 + trial.seed)
     per_epoch = len(x) // scale.batch
-    marks, losses, accuracies, last = [], [], [], 0
-    at = {round(per_epoch * (i + 1) / MARKS_PER_EPOCH) for i in range(MARKS_PER_EPOCH)}
-    for epoch in range(scale.epochs):
-        order = torch.randperm(len(x), generator=generator).to(x.device)
-        calibration = [x[order[i * scale.batch : (i + 1) * scale.batch]] for i in range(8)]
-        for i in range(1, per_epoch + 1):
-            step(order[(i - 1) * scale.batch : i * scale.batch])
-            if i in at:
-                done = epoch * per_epoch + i
-                marks.append(done)
-                losses.append(step.loss / (done - last))
-                step.loss.zero_()
-                last = done
-                accuracies.append(recalibrated_accuracy(net, calibration, *test))
+    marks, losses, accuracies = [], [], []
+    at = {round(scale.updates * (i + 1) / scale.marks) for i in range(scale.marks)}
+    for done in range(scale.updates):
+        if (i := done % per_epoch) == 0:
+            order = torch.randperm(len(x), generator=generator).to(x.device)
+            calibration = [x[order[j * scale.batch : (j + 1) * scale.batch]] for j in range(8)]
+        step(order[i * scale.batch : (i + 1) * scale.batch])
+        if done + 1 in at:
+            losses.append(step.loss / (done + 1 - (marks[-1] if marks else 0)))
+            step.loss.zero_()
+            marks.append(done + 1)
+            accuracies.append(recalibrated_accuracy(net, calibration, *test))
     return asdict(trial) | {
         "marks": marks,
         "loss": [round(v, 4) for v in torch.stack(losses).tolist()],
@@ -299,10 +301,11 @@ def run(trial: Trial, scale: Scale, train: tuple[Tensor, Tensor], test: tuple[Te
         "images": scale.train,
         "tested": scale.test,
         "batch": scale.batch,
-        "epochs": scale.epochs,
+        "width": scale.width,
         "device": torch.cuda.get_device_name() if x.is_cuda else "CPU",
         "kernels": "triton" if mixture_fused.usable(x, 3) else "torch",
         "seconds": round(time.monotonic() - start, 1),
+        "cpu_seconds": round(time.process_time() - cpu, 1),
     }
 
 
@@ -325,8 +328,9 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--part", default="0/1", help="i/n: every n-th trial from the i-th on")
     parser.add_argument("--small", action="store_true", help="the grid for a CPU")
-    parser.add_argument("--epochs", type=int, help="other than the scale's, to try the code out")
+    parser.add_argument("--updates", type=int, help="other than the scale's, to try the code out: give --out as well")
     parser.add_argument("--limit", type=int, help="trials at most")
+    parser.add_argument("--arm", nargs="+", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--table", action="store_true", help="print the tables and run nothing")
     args = parser.parse_args()
@@ -336,19 +340,20 @@ def main() -> None:
         print(tables(stored(args.out)))
         return
     scale = SMALL if args.small else FULL
-    if args.epochs:
-        scale = Scale(**(asdict(scale) | {"epochs": args.epochs}))
+    if args.updates:
+        scale = replace(scale, updates=args.updates)
     torch.set_num_threads(1)
     part, parts = (int(v) for v in args.part.split("/"))
     done = {tuple(r[k] for k in Trial.__dataclass_fields__) for r in stored(args.out)}
     train, test = images("train", scale, args.device), images("test", scale, args.device)
     args.out.mkdir(parents=True, exist_ok=True)
-    wanted = [t for t in trials(scale) if tuple(asdict(t).values()) not in done][part::parts]
-    for trial in wanted[: args.limit]:
+    mine = [t for t in dict.fromkeys(trials(scale)) if t.arm in args.arm][part::parts]
+    for trial in [t for t in mine if tuple(asdict(t).values()) not in done][: args.limit]:
         row = run(trial, scale, train, test)
         with (args.out / f"grid-{scale.name}-{part}.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
-        print(*asdict(trial).values(), max(row["accuracy"]), f"{row['seconds']} s", flush=True)
+        place = f"{mine.index(trial) + 1}/{len(mine)}"
+        print(place, *asdict(trial).values(), max(row["accuracy"]), f"{row['seconds']} s", flush=True)
 
 
 if __name__ == "__main__":

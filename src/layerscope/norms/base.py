@@ -5,6 +5,8 @@ Axis letters: N samples, C channels, S positions. Inputs are vectors [N, C], tok
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor, nn
 
@@ -37,6 +39,11 @@ def channel_axis(x: Tensor, channels: int, layer: str) -> int:
 def wide(x: Tensor) -> Tensor:
     """``x`` in float32 or wider: statistics of half-precision activations lose most of their digits."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[object]:
+    """No autocast on the device of ``x``; torch's own context manager knows no meta device."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
 def require_several(count: int, layer: str, over: str, remedy: str) -> None:

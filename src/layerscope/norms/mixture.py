@@ -14,14 +14,19 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from layerscope.errors import SpecError
 from layerscope.norms import mixture_fused as fused
-from layerscope.norms.base import ChannelNorm, NormInputError, require_several, wide
+from layerscope.norms.base import ChannelNorm, NormInputError, require_several, wide, without_autocast
 from layerscope.norms.mixture_kernel import (
+    CENTRE_SAMPLES,
+    EM_SAMPLES,
     MixtureTransform,
     Reduce,
     dense,
     evaluate,
+    near_mean,
     posterior_moments,
+    posterior_table,
     rows,
+    some_positions,
     unrows,
 )
 from layerscope.norms.mixture_math import (
@@ -141,7 +146,7 @@ class MixtureNorm(ChannelNorm):
     def forward(self, x: Tensor) -> Tensor:
         """[N, C], tokens [N, S, C] or maps [N, C, *] to the same shape."""
         self.axis(x)
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             if self._takes_kernels(x):
                 return self._train_fused(dense(x)) if self.training else self._evaluate_fused(dense(x))
             z = dense(wide(x))
@@ -149,7 +154,7 @@ class MixtureNorm(ChannelNorm):
         return y.to(x.dtype)
 
     def _takes_kernels(self, x: Tensor) -> bool:
-        if torch.compiler.is_compiling() or self.grad_posterior or not fused.usable(x, self.k):
+        if _is_recorded() or self.grad_posterior or not fused.usable(x, self.k):
             return False
         return self.training or not self._evaluation_needs_autograd(x)
 
@@ -185,38 +190,46 @@ class MixtureNorm(ChannelNorm):
 
     def _train(self, z: Tensor) -> Tensor:
         self._require_batch(z)
-        mixture = floored(to_dtype(self._mixture_of_this_pass(), z), self.eps)
-        if torch.compiler.is_compiling() or self.grad_posterior:
-            x = rows(z)
-            tau = posteriors(x if self.grad_posterior else x.detach(), mixture, self.temperature)
-            batch = moments(x, tau)
-            batch_of_em = batch if self.temperature == 1 else moments(x.detach(), posteriors(x.detach(), mixture))
-            self._track(_detached(batch), _detached(batch_of_em))
-            alpha = amplitude(batch.share if self.grad_posterior else batch.share.detach(), self.scale)
-            return self.scale_and_shift(unrows(transform(x, tau, batch.mean, batch.var, alpha, self.eps), z))
-        reduce = self._reduce()
+        mixture = to_dtype(self._mixture_of_this_pass(), z)
+        if _is_recorded() or self.grad_posterior:
+            return self._train_readable(rows(z), floored(mixture, self.eps), z)
+        x, reduce = rows(z), self._reduce()
         with torch.no_grad():
-            tau, batch, batch_of_em = posterior_moments(
-                rows(z), mixture, self.temperature, reduce, em=self.momentum is not None
-            )
-            self._require_finite(batch.var.sum())
+            centre = near_mean(x, CENTRE_SAMPLES, reduce)
+            table = posterior_table(mixture, centre, self.eps)
+            tau, batch = posterior_moments(x, self.k, table / self.temperature, centre, reduce)
+            batch_of_em = batch
+            if self.temperature != 1 and self.momentum is not None and not _recomputing():
+                turn = int(self.num_batches_tracked) if z.device.type == "cpu" else 0
+                _, batch_of_em = posterior_moments(some_positions(x, EM_SAMPLES, turn), self.k, table, centre, reduce)
+            self._require_finite(batch.var.sum() + batch_of_em.mass.sum())
             self._track(batch, batch_of_em)
             alpha = amplitude(batch.share, self.scale)
         weight, bias = self._affine(z)
-        y: Tensor = MixtureTransform.apply(z, weight, bias, tau, batch, alpha, self.eps, reduce)  # type: ignore[no-untyped-call]  # torch's own signature
+        y: Tensor = MixtureTransform.apply(z, weight, bias, tau, batch, alpha, centre, self.eps, reduce)  # type: ignore[no-untyped-call]  # torch's own signature
         return y
 
+    def _train_readable(self, x: Tensor, mixture: Mixture, z: Tensor) -> Tensor:
+        """The same by autograd alone: what can be compiled, and what lets gradients through the posteriors."""
+        tau = posteriors(x if self.grad_posterior else x.detach(), mixture, self.temperature)
+        batch = moments(x, tau)
+        batch_of_em = batch if self.temperature == 1 else moments(x.detach(), posteriors(x.detach(), mixture))
+        self._track(_detached(batch), _detached(batch_of_em))
+        alpha = amplitude(batch.share if self.grad_posterior else batch.share.detach(), self.scale)
+        return self.scale_and_shift(unrows(transform(x, tau, batch.mean, batch.var, alpha, self.eps), z))
+
     def _evaluate(self, z: Tensor) -> Tensor:
-        mixture, run = floored(to_dtype(self.mixture, z), self.eps), to_dtype(self.running, z)
+        mixture, run = to_dtype(self.mixture, z), to_dtype(self.running, z)
         alpha = amplitude(run.weight, self.scale)
-        if self._evaluation_needs_autograd(z) or torch.compiler.is_compiling():
-            x = rows(z)
+        if self._evaluation_needs_autograd(z) or _is_recorded():
+            x, mixture = rows(z), floored(mixture, self.eps)
             tau = posteriors(x if self.grad_posterior else x.detach(), mixture, self.temperature)
             return self.scale_and_shift(unrows(transform(x, tau, run.mean, run.var, alpha, self.eps), z))
         weight, bias = self._affine(z)
-        scale = alpha * torch.rsqrt(run.var + self.eps) * weight
+        scale = (run.var + self.eps).rsqrt_().mul_(alpha).mul_(weight)
         y = torch.empty_like(z)
-        evaluate(rows(z), rows(y), mixture, self.temperature, scale, bias - run.mean * scale)
+        offset = torch.addcmul(bias, run.mean, scale, value=-1)
+        evaluate(rows(z), rows(y), mixture, self.temperature, self.eps, scale, offset)
         return y
 
     def _evaluation_needs_autograd(self, x: Tensor) -> bool:
@@ -236,9 +249,9 @@ class MixtureNorm(ChannelNorm):
         return weight, bias
 
     def _require_finite(self, value: Tensor) -> None:
-        if value.is_cuda and torch.cuda.is_current_stream_capturing():
-            return  # into a CUDA graph: nothing may wait for the device
-        if not bool(torch.isfinite(value)):
+        if value.is_meta or (value.is_cuda and torch.cuda.is_current_stream_capturing()):
+            return  # no numbers; or into a CUDA graph, where nothing may wait for the device
+        if not math.isfinite(float(value)):
             self._refuse_infinite()
 
     def _refuse_infinite(self) -> NoReturn:
@@ -252,6 +265,8 @@ class MixtureNorm(ChannelNorm):
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch's own decorator carries no types
     @torch.no_grad()
     def _seed(self, z: Tensor) -> None:
+        if z.is_meta:
+            return
         generator = torch.Generator().manual_seed(self.seed)
         samples = rows(wide(z)).transpose(1, 2).reshape(-1, self.channels)
         if samples.shape[0] > SEED_SAMPLES:
@@ -286,7 +301,11 @@ class MixtureNorm(ChannelNorm):
             return
         if not torch.compiler.is_compiling():
             self._before = Mixture(*(b.clone() for b in self.mixture))
-        rate = torch.reciprocal(self.num_batches_tracked.to(batch.mass.dtype)).clamp_min(self.momentum)
+        rate: float | Tensor
+        if self.num_batches_tracked.device.type == "cpu" and not torch.compiler.is_compiling():
+            rate = max(self.momentum, 1 / int(self.num_batches_tracked))
+        else:  # without a look at the device
+            rate = torch.reciprocal(self.num_batches_tracked.to(self.running_weight.dtype)).clamp_min(self.momentum)
         _toward(self.running, batch, rate)
         _toward(self.mixture, batch_of_em, rate)
 
@@ -327,15 +346,52 @@ class MixtureNorm(ChannelNorm):
         divided by sqrt(K) under ``scale="fisher"``. The mixture itself starts as K copies of the batch norm's Gaussian,
         shifted by a tenth of a standard deviation, from where training separates them.
 
+        Args:
+            bn: any of torch's batch norms, with running statistics.
+            k: number of components.
+            options: as of the class; momentum, eps and affine are those of ``bn`` unless given, as far as they can be.
+
         Raises:
-            SpecError: ``bn`` is no batch norm, or keeps no running statistics.
+            SpecError: ``bn`` is no batch norm, or keeps no running statistics; or ``affine=False`` where a weight is
+                needed.
         """
         if not isinstance(bn, _BatchNorm) or bn.running_mean is None or bn.running_var is None:
             raise SpecError(f"from_batchnorm needs a batch norm with running statistics, got {type(bn).__name__}")
-        options = {"momentum": bn.momentum, "eps": bn.eps, "affine": bn.affine} | options
+        needs_weight = k > 1 and options.get("scale", "fisher") == "fisher"  # to divide by sqrt(K)
+        momentum = 0.1 if bn.momentum is None else bn.momentum  # None would keep the components together for ever
+        options = {"momentum": momentum, "eps": bn.eps, "affine": bn.affine or needs_weight} | options
         made = cls(bn.num_features, k, **options).to(bn.running_mean)
-        made.load_state_dict(bn.state_dict())
+        made.adopt(bn)
         return made.train(bn.training)
+
+    @staticmethod
+    def has_learned(old: nn.Module) -> bool:
+        """Whether ``old`` is a batch norm whose running statistics are not those that it started with."""
+        if not isinstance(old, _BatchNorm) or old.running_mean is None or old.running_var is None:
+            return False
+        mean, var = old.running_mean, old.running_var
+        return not mean.is_meta and (bool(mean.any()) or bool((var != 1).any()))
+
+    @torch.no_grad()
+    def adopt(self, bn: nn.Module) -> None:
+        """Compute from now on, in evaluation mode, what the batch norm ``bn`` computes; see :meth:`from_batchnorm`.
+
+        Raises:
+            SpecError: this layer has no weight and bias, and cannot do without.
+        """
+        assert isinstance(bn, _BatchNorm)
+        assert bn.running_mean is not None
+        assert bn.running_var is not None
+        state = {"running_mean": bn.running_mean, "running_var": (bn.running_var + bn.eps - self.eps).clamp_min(0)}
+        if bn.num_batches_tracked is not None:
+            state["num_batches_tracked"] = bn.num_batches_tracked
+        if self.weight is not None and self.bias is not None:
+            state["weight"] = self.weight.new_ones(self.channels) if bn.weight is None else bn.weight
+            state["bias"] = self.bias.new_zeros(self.channels) if bn.bias is None else bn.bias
+        elif bn.weight is not None or (self.k > 1 and self.scale == "fisher"):
+            raise SpecError(f"{self.label} without weight and bias cannot compute what {bn} does: use affine=True")
+        self.load_state_dict(state)
+        self.sync = self.sync or isinstance(bn, nn.SyncBatchNorm)
 
     def _state_of_batchnorm(self, state: dict[str, Any]) -> dict[str, Any]:
         """This layer's state that computes, in evaluation mode, what a batch norm of the given state computes."""
@@ -385,16 +441,15 @@ def _detached(batch: Moments) -> Moments:
     return Moments(*(t.detach() for t in batch))
 
 
-def _toward(target: Mixture, batch: Moments, rate: Tensor) -> None:
+def _toward(target: Mixture, batch: Moments, rate: float | Tensor) -> None:
     """One stepwise EM update: a component moves as far as its part of the new mass says."""
     total = batch.mass.sum(0, keepdim=True)
-    share = (batch.mass / total).to(target.weight.dtype)
-    unbiased = batch.var * (total / (total - 1).clamp_min(1))
-    part = rate * share / ((1 - rate) * target.weight + rate * share).clamp_min(torch.finfo(share.dtype).tiny)
-    part = part.reshape(part.shape[0], -1).expand_as(target.mean).to(target.mean.dtype)
+    part = (batch.mass / total).to(target.weight.dtype).mul_(rate)
+    target.weight.mul_(1 - rate).add_(part)
+    part = (part / target.weight.clamp_min(torch.finfo(part.dtype).tiny)).to(target.mean.dtype).reshape(len(part), -1)
+    unbiased = batch.var * (total / (total - 1).clamp_min_(1))
     target.mean.lerp_(batch.mean.to(target.mean.dtype), part)
     target.var.lerp_(unbiased.to(target.var.dtype), part)
-    target.weight.lerp_(share, rate.to(share.dtype))
 
 
 def _recomputing() -> bool:
@@ -402,6 +457,11 @@ def _recomputing() -> bool:
     if torch.compiler.is_compiling():
         return False
     return bool(torch._C._current_graph_task_id() != -1)
+
+
+def _is_recorded() -> bool:
+    """Whether torch.compile, torch.export or torch.jit.trace writes down what is done: then plain operations."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 def _is_distributed() -> bool:

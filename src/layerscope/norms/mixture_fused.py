@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from layerscope.norms.mixture_kernel import Reduce, rows
+from layerscope.norms.mixture_kernel import Reduce, near_mean, rows
 from layerscope.norms.mixture_math import Mixture, Moments
 
 #: Most components that the kernels take.
 MOST_COMPONENTS = 16
-#: Positions that the centre is a mean of, at least, where there are so many.
+#: Positions that the centre is a mean of, about.
 CENTRE_SAMPLES = 8192
 
 
@@ -85,7 +85,7 @@ def train(
     with torch.no_grad(), _device(x):
         source = rows(x)
         plan = kernels.Plan(source, k)
-        centre = _centre(source, reduce)
+        centre = near_mean(source, CENTRE_SAMPLES, reduce)
         kept = centre.new_empty(k + 2 * k * plan.C)
         table, _ = kernels.prepare(mixture, plan, centre, temperature, eps, kept)
         tau, sums = kernels.collect(source, plan, centre, table, temperature, track is not None and temperature != 1)
@@ -117,18 +117,6 @@ def evaluate(
             source, rows(y), plan, centre, table, slope, affine[1] + (centre - running.mean.float()) * slope
         )
     return y
-
-
-def _centre(x: Tensor, reduce: Reduce) -> Tensor:
-    """About the mean of every channel: what is squared is x minus this, so it only has to be near."""
-    b, _, s = x.shape
-    part = x[:: max(1, b * s // CENTRE_SAMPLES)] if b > 1 else x[:, :, :: max(1, s // CENTRE_SAMPLES)]
-    centre = part.mean((0, 2), dtype=torch.float32)
-    if reduce is not None:
-        packed = torch.cat([centre, centre.new_ones(1)])
-        reduce(packed)
-        centre = packed[:-1] / packed[-1]
-    return centre
 
 
 class _Fused(torch.autograd.Function):

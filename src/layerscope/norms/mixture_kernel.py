@@ -4,6 +4,9 @@ Forward: (1) posteriors of a block and its weighted sums, (2) y = x * (tau A) + 
 tau^T g and tau^T (g x), (2) dx. A block's temporaries (x, x^2 and K-component tables) stay in the second-level cache,
 which halves the time against whole-tensor operations. Saved for backward: x (as batch norm does) and tau.
 
+tau has one row of zeros more where K + 1 is a multiple of four: matrix products with 4 or 8 rows take a fifth to a
+third less time than with 3 or 7.
+
 With g = dL/dy * weight, r = (var + eps)^-1/2, A = alpha r, Q = tau^T g, P = tau^T (g x), posteriors constant::
 
     dmean = -A Q        dvar = -1/2 alpha r^3 (P - mean Q)
@@ -13,6 +16,7 @@ With g = dL/dy * weight, r = (var + eps)^-1/2, A = alpha r, Q = tau^T g, P = tau
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,15 +24,18 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from layerscope.norms.mixture_math import Mixture, Moments, quadratic_form
+from layerscope.norms.base import without_autocast
+from layerscope.norms.mixture_math import Mixture, Moments, log_posterior
 
 #: Numbers of x in one block: with its temporaries about 1.3 MB; best between 60,000 and 100,000 on a 2 MB L2.
 BLOCK = 80_000
 #: The same in evaluation, which keeps fewer temporaries.
 EVALUATION_BLOCK = 160_000
 
-#: Positions that one step of EM takes at least.
-EM_SAMPLES = 4096
+#: Positions that one step of EM takes where there are so many, from all parts of the batch.
+EM_SAMPLES = 1024
+#: Positions that the centre is a mean of, about.
+CENTRE_SAMPLES = 2048
 
 #: Adds a tensor over all processes, in place; None in a single process.
 Reduce = Callable[[Tensor], None] | None
@@ -40,6 +47,8 @@ def rows(x: Tensor) -> Tensor:
         return x.t().unsqueeze(0)
     if x.ndim == 3:
         return x.flatten(0, 1).t().unsqueeze(0)
+    if x.shape[2:].numel() == 1:
+        return x.flatten(1).t().unsqueeze(0)
     if not x.is_contiguous() and x.movedim(1, -1).is_contiguous():
         return x.movedim(1, -1).flatten(0, -2).t().unsqueeze(0)
     return x.flatten(2)
@@ -52,161 +61,208 @@ def dense(x: Tensor) -> Tensor:
     return x.contiguous()
 
 
-def blocks(x: Tensor, size: int = BLOCK) -> Iterator[tuple[slice, slice]]:
-    """Slices of the first and last axis of [B, C, S] that cut it into blocks of about ``size`` numbers."""
-    b, c, s = x.shape
-    everything = slice(None)
-    if x.device.type != "cpu":
-        yield everything, everything
-    elif b > 1:
-        step = max(1, size // (c * s))
-        for start in range(0, b, step):
-            yield slice(start, start + step), everything
-    else:
-        step = max(1, size // c)
-        for start in range(0, s, step):
-            yield everything, slice(start, start + step)
-
-
 def unrows(y: Tensor, like: Tensor) -> Tensor:
     """The inverse of :func:`rows`: [B, C, S] in the shape of ``like``."""
     if like.ndim == 2:
         return y[0].t()
     if like.ndim == 3:
         return y[0].t().view(like.shape)
-    if y.shape[0] != like.shape[0]:
+    if y.shape[0] != like.shape[0]:  # as channels-last memory
         return y[0].t().reshape(like.shape[0], *like.shape[2:], -1).movedim(-1, 1)
     return y.reshape(like.shape)
-
-
-def scratch(x: Tensor, channels: int, size: int = BLOCK) -> Tensor:
-    """Room for ``channels`` channels of the largest block of [B, C, S], in the memory order of ``x``.
-
-    Allocated once per pass: fresh memory for every block would cost more in page faults than the arithmetic.
-    """
-    b, _, s = x.shape
-    outer, inner = next(blocks(x, size))
-    b, s = len(range(b)[outer]), len(range(s)[inner])
-    if _channels_last(x):
-        return x.new_empty(b, s, channels).transpose(1, 2)
-    return x.new_empty(b, channels, s)
 
 
 def _channels_last(x: Tensor) -> bool:
     return x.stride(1) == 1 and x.shape[1] > 1
 
 
-def spread(table: Tensor, tau: Tensor, room: Tensor) -> Tensor:
-    """tau-weighted rows of ``table`` (K, C) at every position of a block: [B, C, S], written into ``room``."""
-    b, _, s = tau.shape
-    out = room[:b, :, :s]
-    if _channels_last(room):
-        torch.bmm(tau.transpose(1, 2), table.expand(b, -1, -1), out=out.transpose(1, 2))
-    else:
-        torch.bmm(table.t().expand(b, -1, -1), tau, out=out)
-    return out
+class Blocks:
+    """How the passes cut [B, C, S] into blocks of about ``size`` numbers, and room for what they compute of one.
+
+    Room is allocated once per pass: fresh memory for every block would cost more in page faults than the arithmetic.
+    Other devices than the CPU take everything at once.
+    """
+
+    def __init__(self, x: Tensor, size: int) -> None:
+        b, c, s = x.shape
+        everything = x.device.type != "cpu"
+        self.samples = b if everything else min(b, max(1, size // (c * s)))
+        self.positions = s if everything or (b > 1 and c * s <= 2 * size) else min(s, max(1, size // c))
+        self.x, self.last = x, _channels_last(x)
+
+    def pieces(self, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """All blocks of some [B, any, S], side by side."""
+        b, _, s = self.x.shape
+        for each in zip(*(t.split(self.samples) for t in tensors), strict=True) if self.samples < b else (tensors,):
+            if self.positions < s:
+                yield from zip(*(t.split(self.positions, 2) for t in each), strict=True)
+            else:
+                yield each
+
+    def room(self, channels: int) -> Tensor:
+        """[B, channels, S] of the largest block, in the memory order of x."""
+        if self.last:
+            return self.x.new_empty(self.samples, self.positions, channels).transpose(1, 2)
+        return self.x.new_empty(self.samples, channels, self.positions)
 
 
-class _Posterior:
-    """Posteriors of one block after another, in the same memory."""
+def _fit(room: Tensor, block: Tensor) -> Tensor:
+    """The part of a room that a block needs, which is all of it for every block but the last."""
+    b, _, s = block.shape
+    return room if room.shape[0] == b and room.shape[2] == s else room[:b, :, :s]
 
-    def __init__(self, x: Tensor, mixture: Mixture, centre: Tensor, temperature: float, block: int = BLOCK) -> None:
-        self.centre = centre.unsqueeze(1)
-        form, offset = quadratic_form(mixture, centre)
-        form = form / temperature
-        self.linear, self.square = form[:, : x.shape[1]], form[:, x.shape[1] :]
-        self.offset = offset / temperature
-        self.z2 = scratch(x, x.shape[1], block)
-        self.logits = self.z2.new_empty(self.z2.shape[0], len(form), self.z2.shape[2])
+
+class Spread:
+    """tau-weighted rows of tables (K, C) at every position of one block after another, in the same memory."""
+
+    def __init__(self, blocks: Blocks, tables: list[Tensor]) -> None:
+        c = tables[0].shape[1]
+        n = blocks.samples
+        if blocks.last:
+            self.products = [(table.expand(n, -1, -1), blocks.room(c)) for table in tables]
+            self.parts = tuple(room for _, room in self.products)
+        else:  # side by side, as one product
+            side = torch.cat(tables, 1).t().expand(n, -1, -1)
+            self.products = [(side, blocks.room(len(tables) * c))]
+            self.parts = self.products[0][1].split(c, 1)
+        self.last = blocks.last
+
+    def __call__(self, tau: Tensor) -> tuple[Tensor, ...]:
+        """One [B, C, S] for each table."""
+        b = len(tau)
+        for table, room in self.products:
+            table = table if len(table) == b else table[:b]
+            if self.last:
+                torch.bmm(tau.transpose(1, 2), table, out=_fit(room, tau).transpose(1, 2))
+            else:
+                torch.bmm(table, tau, out=_fit(room, tau))
+        return tuple(_fit(part, tau) for part in self.parts)
+
+
+class Logits:
+    """Log posteriors of one block after another, in the same memory."""
+
+    def __init__(self, blocks: Blocks, k: int, centre: Tensor, table: Tensor) -> None:
+        c = len(centre)
+        self.k, self.centre = k, centre.unsqueeze(1)
+        self.z2 = blocks.room(c)
+        self.out = self.z2.new_empty(self.z2.shape[0], len(table), self.z2.shape[2])
+        table = table.expand(len(self.out), -1, -1)
+        self.tables = table[:, :, -1:], table[:, :, :c], table[:, :, c:-1]
 
     def __call__(self, block: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        """The log posterior [B, K, S] over the temperature, and z^2; ``z`` receives block - centre."""
-        b, _, s = block.shape
+        """[B, K, S], the log posterior over the temperature, and z^2; ``z`` receives block - centre."""
+        b = len(block)
+        offset, linear, square = self.tables if b == len(self.out) else (t[:b] for t in self.tables)
         torch.sub(block, self.centre, out=z)
-        z2 = torch.mul(z, z, out=self.z2[:b, :, :s])
-        logits = torch.baddbmm(self.offset, self.linear.expand(b, -1, -1), z, out=self.logits[:b, :, :s])
-        return logits.baddbmm_(self.square.expand(b, -1, -1), z2), z2
+        z2 = torch.mul(z, z, out=_fit(self.z2, block))
+        logits = torch.baddbmm(offset, linear, z, out=_fit(self.out, block))
+        return logits.baddbmm_(square, z2)[:, : self.k], z2
+
+
+def padded_rows(k: int) -> int:
+    """Rows of tau for ``k`` components; see the module's docstring."""
+    return k + 1 if k % 4 == 3 else k
+
+
+def near_mean(x: Tensor, samples: int, reduce: Reduce = None) -> Tensor:
+    """About the mean of every channel of [B, C, S], (C,). What is squared is x minus this: it only has to be near."""
+    b, _, s = x.shape
+    part = x[:: max(1, b * s // samples)] if b > 1 else x[:, :, :: max(1, s // samples)]
+    centre = part.mean((0, 2), dtype=torch.promote_types(x.dtype, torch.float32))
+    if reduce is not None:
+        packed = torch.cat([centre, centre.new_ones(1)])
+        reduce(packed)
+        centre = packed[:-1] / packed[-1]
+    return centre
+
+
+def posterior_table(mixture: Mixture, centre: Tensor, eps: float) -> Tensor:
+    """The log posterior as a map of (z, z^2, 1), z = x - centre: (K, 2C + 1), and a row of zeros for the padding."""
+    linear, square, offset = log_posterior(mixture, centre, eps)
+    table = torch.cat([linear, square, offset.unsqueeze(1)], 1)
+    k = len(table)
+    return table if padded_rows(k) == k else torch.cat([table, table.new_zeros(1, table.shape[1])])
 
 
 def posterior_moments(
-    x: Tensor, mixture: Mixture, temperature: float, reduce: Reduce = None, em: bool = True
-) -> tuple[Tensor, Moments, Moments]:
+    x: Tensor, k: int, table: Tensor, centre: Tensor, reduce: Reduce = None
+) -> tuple[Tensor, Moments]:
     """Posteriors and the moments they give, in one pass over the blocks; outside of autograd.
 
     Args:
         x: [B, C, S].
-        mixture: gives the posteriors.
-        temperature: divides the log posterior.
+        k: number of components.
+        table: of :func:`posterior_table`, divided by the temperature.
+        centre: (C,), near the mean of x: what is squared is x minus this.
         reduce: sums over processes.
-        em: also compute the moments under the posteriors at temperature 1, the M-step of EM proper, from the first
-            blocks (at least ``EM_SAMPLES`` positions). Tempered posteriors would make the components merge.
 
     Returns:
-        tau [B, K, S], its moments, and those of the EM step (the same ones at temperature 1 or without ``em``).
+        tau [B, K, S] with the padding of :func:`padded_rows`, and its moments.
     """
     b, c, s = x.shape
-    centre = x.mean((0, 2))
-    if reduce is not None:
-        packed = torch.cat([centre * (b * s), centre.new_tensor([b * s])])
-        reduce(packed)
-        centre = packed[:-1] / packed[-1]
-    posterior = _Posterior(x, mixture, centre, temperature)
-    room = scratch(x, c)
-    tau = x.new_empty(b, mixture.mean.shape[0], s)
-    sums = x.new_zeros(2, mixture.mean.shape[0], 2 * c + 1)
-    wanted = EM_SAMPLES if em and temperature != 1 else 0
-    for outer, inner in blocks(x):
-        block = x[outer, :, inner]
-        z = room[: block.shape[0], :, : block.shape[2]]
-        logits, z2 = posterior(block, z)
-        if wanted > 0:
-            _add_sums(sums[1], torch.softmax(logits * temperature, 1), z, z2)
-            wanted -= block.shape[0] * block.shape[2]
-        _add_sums(sums[0], torch.softmax(logits, 1, out=tau[outer, :, inner]), z, z2)
+    blocks = Blocks(x, BLOCK)
+    logits_of, room = Logits(blocks, k, centre, table), blocks.room(c)
+    tau = x.new_empty(b, len(table), s)
+    own = tau[:, :k]
+    if len(table) > k:
+        tau[:, k:].zero_()
+    first, second = [], []
+    for block, part, mine in blocks.pieces(x, tau, own):
+        z = _fit(room, block)
+        logits, z2 = logits_of(block, z)
+        torch.softmax(logits, 1, out=mine)
+        first.append(torch.bmm(part, z.transpose(1, 2)))
+        second.append(torch.bmm(part, z2.transpose(1, 2)))
+    sums = torch.cat([_total(first), _total(second), tau.sum((0, 2)).unsqueeze(1)], 1)[:k]
     if reduce is not None:
         reduce(sums)
-    batch = _moments_about(centre, sums[0])
-    return tau, batch, _moments_about(centre, sums[1]) if em and temperature != 1 else batch
+    mass = sums[:, -1]
+    mean, square = (sums[:, :-1] / mass.clamp_min(torch.finfo(sums.dtype).tiny).unsqueeze(1)).split(c, 1)
+    return tau, Moments(mass, mean + centre, torch.addcmul(square, mean, mean, value=-1).clamp_min_(0))
 
 
-def _add_sums(sums: Tensor, tau: Tensor, z: Tensor, z2: Tensor) -> None:
-    """Add the sums of (z, z^2, 1) weighted with the posteriors to ``sums``, (K, 2C + 1)."""
-    c = z.shape[1]
-    sums[:, :c] += torch.bmm(tau, z.transpose(1, 2)).sum(0)
-    sums[:, c:-1] += torch.bmm(tau, z2.transpose(1, 2)).sum(0)
-    sums[:, -1] += tau.sum((0, 2))
+def _total(parts: list[Tensor]) -> Tensor:
+    """Sum over the first axis of all."""
+    return (parts[0] if len(parts) == 1 else torch.cat(parts)).sum(0)
 
 
-def _moments_about(centre: Tensor, sums: Tensor) -> Moments:
-    """Moments from sums of (z, z^2, 1) weighted with the posteriors, (K, 2C + 1)."""
-    mass, c = sums[:, -1], len(centre)
-    ratio = sums[:, :-1] / mass.clamp_min(torch.finfo(sums.dtype).tiny).unsqueeze(1)
-    first, second = ratio[:, :c], ratio[:, c:]
-    return Moments(mass, first + centre, (second - first.square()).clamp_min(0))
+def some_positions(x: Tensor, count: int, turn: int) -> Tensor:
+    """A view of about ``count`` positions of [B, C, S], from all B; other ones at every turn. All on other devices.
+
+    A strip of every sample, or every n-th position where all samples lie behind each other.
+    """
+    b, _, s = x.shape
+    if b * s <= count or x.device.type != "cpu":
+        return x
+    spin = turn * 0.6180339887 % 1  # golden ratio: the turns fall evenly
+    if b == 1:
+        step = s // count
+        return x[:, :, int(spin * step) :: step]
+    width = math.ceil(count / b)
+    start = int(spin * (s - width + 1))
+    return x[:, :, start : start + width]
 
 
-def evaluate(x: Tensor, out: Tensor, mixture: Mixture, temperature: float, scale: Tensor, offset: Tensor) -> None:
+def evaluate(
+    x: Tensor, out: Tensor, mixture: Mixture, temperature: float, eps: float, scale: Tensor, offset: Tensor
+) -> None:
     """Write x * (tau scale) + tau offset into ``out``, posteriors recomputed block by block; outside of autograd."""
     centre = mixture.weight @ mixture.mean
-    posterior = _Posterior(x, mixture, centre, temperature, EVALUATION_BLOCK)
-    offset = offset + centre * scale
-    room = scratch(x, x.shape[1], EVALUATION_BLOCK)
-    for outer, inner in blocks(x, EVALUATION_BLOCK):
-        y = out[outer, :, inner]  # holds x - centre until it holds the output
-        logits, _ = posterior(x[outer, :, inner], y)
-        tau = torch.softmax(logits, 1, out=logits)
-        y.mul_(spread(scale, tau, room))
-        if _channels_last(room):
-            y.transpose(1, 2).baddbmm_(tau.transpose(1, 2), offset.expand(len(tau), -1, -1))
-        else:
-            y.baddbmm_(offset.t().expand(len(tau), -1, -1), tau)
+    blocks = Blocks(x, EVALUATION_BLOCK)
+    logits_of = Logits(blocks, len(scale), centre, posterior_table(mixture, centre, eps) / temperature)
+    spread = Spread(blocks, [scale, offset + centre * scale])
+    for block, y in blocks.pieces(x, out):  # y holds x - centre until it holds the output
+        logits, _ = logits_of(block, y)
+        slope, constant = spread(torch.softmax(logits, 1, out=logits))
+        torch.addcmul(constant, y, slope, out=y)
 
 
 class MixtureTransform(torch.autograd.Function):
     """y = weight * sum_k tau_k alpha_k (x - mean_k) / sqrt(var_k + eps) + bias, with the closed-form backward pass.
 
     ``mean`` and ``var`` must be the moments of x under tau: the backward pass goes through them. tau, alpha and the
-    counts are constants. ``x`` is in the caller's own shape.
+    counts are constants. ``x`` is in the caller's own shape; ``centre`` (C,) is near its mean.
     """
 
     @staticmethod
@@ -218,62 +274,61 @@ class MixtureTransform(torch.autograd.Function):
         tau: Tensor,
         moments: Moments,
         alpha: Tensor,
+        centre: Tensor,
         eps: float,
         reduce: Reduce,
     ) -> Tensor:
         """Both blocks of the output's affine map are folded into the K-component tables."""
-        a = alpha * torch.rsqrt(moments.var + eps)
-        scale, offset = a * weight, bias - moments.mean * a * weight
+        precision = (moments.var + eps).reciprocal_()
+        unscaled = precision.sqrt().mul_(alpha)
+        scale = unscaled * weight
         y = torch.empty_like(x)
         source, target = rows(x), rows(y)
-        rooms = scratch(source, source.shape[1]), scratch(source, source.shape[1])
-        for outer, inner in blocks(source):
-            block, part = source[outer, :, inner], tau[outer, :, inner]
-            torch.addcmul(
-                spread(offset, part, rooms[0]), block, spread(scale, part, rooms[1]), out=target[outer, :, inner]
-            )
-        ctx.save_for_backward(x, weight, tau, moments.mass, moments.mean, moments.var, alpha)
-        ctx.eps, ctx.reduce = eps, reduce
+        blocks = Blocks(source, BLOCK)
+        spread = Spread(blocks, [scale, torch.addcmul(bias, moments.mean, scale, value=-1)])
+        for block, part, result in blocks.pieces(source, tau[:, : len(scale)], target):
+            slope, constant = spread(part)
+            torch.addcmul(constant, block, slope, out=result)
+        ctx.save_for_backward(x, tau, moments.mass, moments.mean, precision, unscaled, scale, centre)
+        ctx.reduce = reduce
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """See the module's docstring."""
-        x, weight, tau, mass, mean, var, alpha = ctx.saved_tensors
-        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        x, tau, mass, mean, precision, unscaled, scale, centre = ctx.saved_tensors
+        with torch.no_grad(), without_autocast(x):
             grad = grad.to(x.dtype)
             if grad.stride() != x.stride():
                 grad = torch.empty_like(x).copy_(grad)
             source, upstream = rows(x), rows(grad)
-            q, p = torch.zeros_like(mean), torch.zeros_like(mean)
+            k = len(mean)
             # about the common centre: p - mean q would lose its digits for x far from zero
-            centre = (mass / mass.sum()) @ mean
-            rooms = scratch(source, source.shape[1]), scratch(source, source.shape[1])
-            for outer, inner in blocks(source):
-                block, g, part = source[outer, :, inner], upstream[outer, :, inner], tau[outer, :, inner]
-                gx = rooms[0][: block.shape[0], :, : block.shape[2]]
-                torch.sub(block, centre.unsqueeze(1), out=gx).mul_(g)
-                q += torch.bmm(part, g.transpose(1, 2)).sum(0)
-                p += torch.bmm(part, gx.transpose(1, 2)).sum(0)
-            r = torch.rsqrt(var + ctx.eps)
-            a = alpha * r
-            centred = p - (mean - centre) * q
-            grad_weight, grad_bias = (a * centred).sum(0), q.sum(0)
+            around = centre.unsqueeze(1)
+            blocks = Blocks(source, BLOCK)
+            room = blocks.room(len(centre))
+            of_g, of_gz = [], []
+            for block, g, part in blocks.pieces(source, upstream, tau):
+                gz = torch.sub(block, around, out=_fit(room, block)).mul_(g)
+                of_g.append(torch.bmm(part, g.transpose(1, 2)))
+                of_gz.append(torch.bmm(part, gz.transpose(1, 2)))
+            q, p = _total(of_g)[:k], _total(of_gz)[:k]
+            centred = torch.addcmul(p, mean - centre, q, value=-1)
+            grad_weight, grad_bias = (unscaled * centred).sum(0), q.sum(0)
             if ctx.reduce is not None:
                 packed = torch.stack([q, centred])
                 ctx.reduce(packed)
                 q, centred = packed[0], packed[1]
             if not ctx.needs_input_grad[0]:
-                return None, grad_weight, grad_bias, None, None, None, None, None
-            n = mass.clamp_min(torch.finfo(x.dtype).tiny).unsqueeze(1)
-            dmean, dvar = -a * weight * q, -0.5 * alpha * r**3 * weight * centred
-            constant, slope = (dmean - 2 * mean * dvar) / n, 2 * dvar / n
+                return None, grad_weight, grad_bias, None, None, None, None, None, None
+            per_mass = scale / mass.clamp_min(torch.finfo(x.dtype).tiny).neg_().unsqueeze(1)
+            slope = (per_mass * precision).mul_(centred)
+            constant = torch.addcmul(per_mass * q, mean, slope, value=-1)
             dx = torch.empty_like(x)
             target = rows(dx)
-            for outer, inner in blocks(source):
-                block, part = source[outer, :, inner], tau[outer, :, inner]
-                other = spread(constant, part, rooms[0]).addcmul_(block, spread(slope, part, rooms[1]))
-                own = spread(a * weight, part, rooms[1])
-                torch.addcmul(other, upstream[outer, :, inner], own, out=target[outer, :, inner])
-        return dx, grad_weight, grad_bias, None, None, None, None, None
+            spread = Spread(blocks, [scale, constant, slope])
+            for block, g, part, result in blocks.pieces(source, upstream, tau[:, :k], target):
+                mine, rest, along = spread(part)
+                torch.addcmul(rest.addcmul_(block, along), g, mine, out=result)
+        return dx, grad_weight, grad_bias, None, None, None, None, None, None

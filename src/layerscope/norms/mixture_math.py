@@ -70,11 +70,28 @@ def floored(mixture: Mixture, eps: float) -> Mixture:
     Variances get ``VAR_FLOOR`` of the total variance plus eps: a component that has shrunk onto a few samples would
     otherwise never give them back, and a constant channel has no variance at all. Shares may be (K,) or (K, C).
     """
-    share = (mixture.weight + SHARE_FLOOR) / (mixture.weight + SHARE_FLOOR).sum(0)
+    share = mixture.weight + SHARE_FLOOR
     weight = mixture.weight.reshape(mixture.mean.shape[0], -1)
     centre = (weight * mixture.mean).sum(0)
     total = (weight * (mixture.var + (mixture.mean - centre).square())).sum(0)
-    return Mixture(share, mixture.mean, mixture.var + VAR_FLOOR * total + eps)
+    return Mixture(share / share.sum(0), mixture.mean, mixture.var + (VAR_FLOOR * total + eps))
+
+
+def log_posterior(mixture: Mixture, centre: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`quadratic_form` of the :func:`floored` mixture, up to a constant over components, in few operations.
+
+    Returns:
+        What multiplies x - centre and its square, (K, C) each, and the offsets, (K,).
+    """
+    weight, mean, var = mixture
+    apart = mean - weight @ mean
+    total = weight @ torch.addcmul(var, apart, apart)
+    var = torch.add(var, total, alpha=VAR_FLOOR).add_(eps)
+    precision = var.reciprocal()
+    shift = mean - centre
+    linear = shift * precision
+    log_norm = torch.addcmul(var.log_(), linear, shift).sum(1)
+    return linear, precision.mul_(-0.5), torch.sub((weight + SHARE_FLOOR).log_(), log_norm, alpha=0.5)
 
 
 def posteriors(x: Tensor, mixture: Mixture, temperature: float = 1.0) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from layerscope.errors import SpecError
-from layerscope.norms.base import ChannelNorm, require_several, wide
+from layerscope.norms.base import ChannelNorm, require_several, wide, without_autocast
 from layerscope.norms.mixture_kernel import dense
 
 
@@ -61,7 +61,7 @@ class ModeNorm(ChannelNorm):
     def forward(self, x: Tensor) -> Tensor:
         """[N, C], tokens [N, S, C] or maps [N, C, *] to the same shape."""
         self.axis(x)
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             z = dense(wide(x))
             # tokens and vectors as [N, C, S], so that a sample is an image, not a position
             samples = z.transpose(1, 2) if z.ndim == 3 else z.flatten(2) if z.ndim > 3 else z.unsqueeze(2)

@@ -212,9 +212,16 @@ _OURS = "layerscope.norms."
 @register_adapter(*(_OURS + name for name in (
     "frn.FilterResponseNorm", "running.VarianceNorm", "running.MeanNorm", "rms.RMSNorm", "rms.LayerNorm2d",
     "rms.ScaleNorm", "ghost.GhostBatchNorm", "renorm.BatchRenorm", "switchable.SwitchableNorm",
-    "pointwise.DynamicTanh", "pointwise.DynamicErf", "pointwise.GlobalResponseNorm")))  # fmt: skip
+    "pointwise.DynamicTanh", "pointwise.DynamicErf", "pointwise.GlobalResponseNorm",
+    "mixture.MixtureNorm", "mixture_channel.ChannelMixtureNorm", "mode.ModeNorm")))  # fmt: skip
 def _ours(module: nn.Module) -> Known:
     return _of(module, _number(module, "channels"), layout="own")
+
+
+@register_adapter(*(_OURS + f"mixture_kinds.MixtureNorm{n}d" for n in (1, 2, 3)))
+def _ours_by_rank(module: nn.Module) -> Known:
+    axes = {"1": (2, 3), "2": (4,), "3": (5,)}[type(module).__name__[-2]]
+    return _of(module, _number(module, "channels"), ndim=axes)
 
 
 @register_adapter(_OURS + "batch.BatchNorm", _OURS + "group.LayerNorm", _OURS + "group.InstanceNorm")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from layerscope import norms
 from layerscope.surgery.adapters import Known
 
 _RUNNING = ("running_mean", "running_var", "num_batches_tracked")
@@ -13,8 +14,10 @@ _RUNNING = ("running_mean", "running_var", "num_batches_tracked")
 def carry(new: nn.Module, old: nn.Module, known: Known, like: torch.Tensor | None, keep_affine: bool) -> None:
     """Make ``new`` look like ``old``, in place, wherever both have the same thing.
 
-    Scale and shift are copied where the numbers of values agree, running statistics likewise. dtype and device follow
-    the old module (or ``like``, any tensor of the network, where the old one holds none); the train flag and
+    Shift and running statistics are copied where the numbers of values agree. The scale is multiplied into the initial
+    one of ``new`` (which is 1 unless the choice says otherwise: ``batch:gain=2``). A mixture norm takes the whole state
+    of a trained batch norm over, so that the network's function in evaluation mode stays. dtype and device follow the
+    old module (or ``like``, any tensor of the network, where the old one holds none); the train flag and
     ``requires_grad`` are carried, so that what was frozen stays frozen.
     """
     reference = next((t for t in (*old.parameters(), *old.buffers()) if t.is_floating_point()), like)
@@ -31,7 +34,11 @@ def carry(new: nn.Module, old: nn.Module, known: Known, like: torch.Tensor | Non
         target.requires_grad_(value.requires_grad)
         if keep_affine and target.numel() == value.numel():
             with torch.no_grad():
-                target.copy_(value.reshape(target.shape))
+                carried = value.detach().to(target).reshape(target.shape)
+                target.copy_(target * carried if name == "weight" else carried)
+    if keep_affine and isinstance(new, norms.MixtureNorm) and norms.MixtureNorm.has_learned(old):
+        new.adopt(old)
+        return
     for name in _RUNNING:
         target, value = getattr(new, name, None), getattr(old, name, None)
         if isinstance(target, torch.Tensor) and isinstance(value, torch.Tensor) and target.shape == value.shape:

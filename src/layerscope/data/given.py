@@ -102,14 +102,14 @@ def _pair(item: Any) -> tuple[Any, Any]:
     if isinstance(item, tuple | list):
         if len(item) != 2:
             raise DataError(
-                f"got {_describe(item)}; expected batches (x, y): several inputs are a tuple or dict x, "
+                f"got {describe(item)}; expected batches (x, y): several inputs are a tuple or dict x, "
                 "as in ((a, b), y)"
             )
         x, y = _tensors(item[0]), _tensors(item[1])
     else:
         x, y = _tensors(item), None
     if inputs.main(x) is None:
-        raise DataError(f"got {_describe(item)}; expected batches (x, y) of tensors")
+        raise DataError(f"got {describe(item)}; expected batches (x, y) of tensors")
     return x, y
 
 
@@ -156,7 +156,8 @@ def _joined(parts: list[Any], name: str) -> Any:
     return first
 
 
-def _describe(item: Any) -> str:
+def describe(item: Any) -> str:
+    """What came, for messages: ``a tuple of Tensor, str``."""
     if isinstance(item, tuple | list):
         return f"a {type(item).__name__} of {', '.join(type(part).__name__ for part in item) or 'nothing'}"
     return f"a {type(item).__name__}"

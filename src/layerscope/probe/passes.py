@@ -30,7 +30,6 @@ from layerscope.probe.reducers import square_norm
 from layerscope.probe.state import Generators
 from layerscope.quantities import rank, similarity, spread
 
-
 #: Own noise below this share of the variance between samples is sums that come in another order.
 ROUNDING = 1e-9
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import layerscope
-from strange import CASES, not_numbers, same, snapshot
+from strange import CASES, Small, images, not_numbers, same, snapshot
 
 
 @pytest.fixture(autouse=True)
@@ -109,3 +109,79 @@ def test_a_scripted_norm_is_refused_with_the_reason() -> None:
     result = layerscope.compare(model, ["as is", "group:size=4"], batch, batch_size=4)
     assert result["as is"].profiles
     assert "scripted, which is frozen" in result["group:size=4"].verdict.reason
+
+
+def test_layers_inside_a_transform_are_run_and_named() -> None:
+    model, batch, _ = CASES["mapped_over_samples"]()
+    seen = layerscope.profile(model, batch)
+    assert "each" not in {record.name for record in seen.records}
+    assert any("'each' ran inside a torch.func transform" in note for note in seen.warnings)
+
+
+def test_weights_outside_of_any_layer_get_a_gradient() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w, self.norm = nn.Parameter(torch.randn(8, 20) / 4), nn.BatchNorm1d(8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.relu(self.norm(x @ self.w.T)) @ self.w
+
+    x = torch.randn(8, 20)
+    assert not any("no gradient" in note for note in layerscope.profile(Net(), (x, x), loss="mse").warnings)
+
+
+def test_a_network_that_contains_itself_is_refused() -> None:
+    model = Small()
+    model.body.around = model
+    with pytest.raises(layerscope.LayerscopeError, match="contains itself"):
+        layerscope.plan_swap(model, "layer")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda net: setattr(net, "forward", _keeps_its_graph(net)), r"earlier batch .* detach\(\)"),
+        (lambda net: setattr(net, "head", _made_in_inference_mode()), "outside torch.inference_mode"),
+    ],
+)
+def test_what_autograd_refuses_is_said_with_the_remedy(change: Any, says: str) -> None:
+    model = Small()
+    change(model)
+    with pytest.raises(layerscope.LayerscopeError, match=says):
+        layerscope.compare(model, "as is", images(), batch_size=4, chunks=2)
+
+
+def _keeps_its_graph(net: nn.Module) -> Any:
+    kept: list[torch.Tensor] = []
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = net.head(net.body(x).mean((2, 3)))
+        kept.append(out)
+        return sum(kept[1:], kept[0])
+
+    return forward
+
+
+def _made_in_inference_mode() -> nn.Module:
+    with torch.inference_mode():
+        return nn.Linear(8, 5)
+
+
+def test_real_steps_that_fail_end_in_one_sentence() -> None:
+    class Net(nn.Linear):
+        def train(self, mode: bool = True) -> Any:
+            raise NotImplementedError("train() is not supported")
+
+    with pytest.raises(layerscope.LayerscopeError, match=r"a real step failed: NotImplementedError"):
+        layerscope.diagnose(Net(6, 5), (torch.randn(8, 6), torch.arange(8) % 5), batch_size=8, micro_steps=2)
+
+
+def test_real_steps_of_a_network_with_one_output() -> None:
+    batch = torch.randn(8, 6), torch.zeros(8, dtype=torch.long)
+    result = layerscope.diagnose(nn.Linear(6, 1), batch, batch_size=8, loss=_squares, micro_steps=3)
+    assert result.choices[0].verdict.micro
+
+
+def _squares(output: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return output.square().mean()

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from layerscope import inputs
+
 #: What is put back of torch's own modules, whose forward sets no attributes.
 _TORCH = {"training", "_parameters", "_buffers", "_modules"}
 #: What every module has beside them: hooks and their flags, which a forward pass does not change.
@@ -51,14 +53,27 @@ class Attributes:
                 container.clear()
                 container.extend(kept) if isinstance(container, deque) else container.update(kept)
         for tensor, copy in self._tensors:
-            if tensor.shape != copy.shape:
-                tensor.data = copy
-            elif not tensor.is_meta and not torch.equal(tensor, copy):
-                tensor.data.copy_(copy)
+            put_back(tensor, copy)
+
+
+def put_back(tensor: Tensor, copy: Tensor) -> None:
+    """Give ``tensor`` the values (and the shape) of ``copy``; one that has them already is not written to.
+
+    An autograd graph that the caller still holds stays valid that way.
+    """
+    if tensor.is_meta:
+        return
+    if tensor.shape != copy.shape or tensor.dtype != copy.dtype or tensor.device != copy.device:
+        tensor.data = copy.clone()
+    elif not inputs.is_dense(tensor):
+        tensor.data.copy_(copy)  # torch compares neither sparse nor nested tensors
+    elif not torch.equal(tensor, copy):
+        tensor.data.copy_(copy)
 
 
 def _own(module: nn.Module) -> dict[str, Any]:
-    if type(module).__module__.startswith("torch.nn.modules"):
+    # hooks before a forward may set attributes: the older weight and spectral norms, pruning
+    if type(module).__module__.startswith("torch.nn.modules") and not module._forward_pre_hooks:
         return {name: vars(module)[name] for name in _TORCH}
     return {name: value for name, value in vars(module).items() if name not in _INTERNAL}
 

@@ -88,9 +88,10 @@ def compare(
     given, data = data, sources.data_from(data)
     x, y, name, found_classes = _samples(data, batch_size, chunks)
     main = inputs.main(x)
-    shape = tuple(main.shape[1:]) if main is not None else ()
-    if main is not None and not inputs.is_even(x, len(main)):
-        batch_size = len(main)  # a graph: one whole that cannot be cut
+    shape = tuple(main.shape[1:]) if main is not None and not main.is_nested else ()
+    samples = inputs.count(x, y)
+    if main is not None and not inputs.is_even(x, samples):
+        batch_size = samples  # a graph, a list of images: one whole that cannot be cut
     label = source if isinstance(source, str) else getattr(source, "__name__", type(source).__name__)
     choices: list[Choice] = []
     errors: list[LayerscopeError] = []
@@ -104,7 +105,7 @@ def compare(
                     step(f"{spec}, seed {seed}")
                     built = sources.build(
                         source, None if spec == AS_IS else spec, in_shape=shape or None,
-                        classes=classes or found_classes, seed=seed, example=_few(x),
+                        classes=classes or found_classes, seed=seed, example=_few(x, samples),
                     )  # fmt: skip
                     _refuse_nothing_done(built)
                     label, notes = built.label, tuple(built.notes)
@@ -225,10 +226,9 @@ def _classes(y: Any) -> int:
     return max(int(labels.max()) + 1, 2)
 
 
-def _few(x: Any) -> Any:
+def _few(x: Any, samples: int) -> Any:
     """Two samples of it, or all where they cannot be picked."""
-    main = inputs.main(x)
-    return inputs.pick(x, slice(2)) if main is not None and inputs.is_even(x, len(main)) else x
+    return inputs.pick(x, slice(2)) if inputs.is_even(x, samples) else x
 
 
 def _on(device: str | None, module: nn.Module, source: Any) -> nn.Module:

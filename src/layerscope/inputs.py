@@ -84,9 +84,32 @@ def main(x: Any) -> Tensor | None:
     return next((t for t in tensors if t.is_floating_point()), tensors[0] if tensors else None)
 
 
+def count(x: Any, y: Any = None) -> int:
+    """How many samples ``x`` holds: rows of its main tensor, or of ``y`` where the tensors in ``x`` differ in length.
+
+    A list of images, packed sequences, and a bag of ids with offsets have no axis of samples that all tensors share;
+    their labels have one.
+
+    >>> image = torch.zeros(3, 8, 8)
+    >>> count(torch.zeros(5, 3)), count([image] * 5, torch.arange(5)), count((torch.zeros(9), torch.zeros(5)))
+    (5, 5, 9)
+    """
+    first, labels = main(x), main(y)
+    rows = 0 if first is None else len(first)
+    if labels is None or len(labels) == rows or isinstance(x, Tensor):
+        return rows
+    is_list = isinstance(x, list) and len(x) == len(labels)
+    return len(labels) if is_list or not is_even(x, rows) else rows
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Neither sparse nor nested: it can be indexed and compared."""
+    return tensor.layout is torch.strided and not tensor.is_nested
+
+
 def is_even(x: Any, samples: int) -> bool:
     """Whether every tensor in ``x`` (but single numbers) has one row per sample, so that samples can be picked."""
-    return all(len(t) == samples for _, t in named(x) if t.ndim)
+    return all(is_dense(t) and len(t) == samples for _, t in named(x) if t.ndim)
 
 
 def pick(x: Any, index: Tensor | slice) -> Any:

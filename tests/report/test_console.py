@@ -48,6 +48,15 @@ def test_no_color_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not re.search(r"\x1b\[[0-9;]*3[0-7]", out.getvalue())
 
 
+@pytest.mark.parametrize("columns", [60, 40])
+def test_a_narrow_terminal_gets_a_narrow_report(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    out = Terminal()
+    report.print_result(comparison(), out)
+    assert max(map(len, bare(out.getvalue()).splitlines())) <= columns
+    assert max(map(len, report.to_text(comparison()).splitlines())) > 60, "and nothing else changes"
+
+
 def test_names_are_not_markup() -> None:
     from dataclasses import replace
 
@@ -73,6 +82,18 @@ def test_progress_draws_on_a_terminal_and_tidies_up() -> None:
     assert "probing [x]" in text
     assert "1/2" in bare(text)
     assert text.rstrip().endswith(("\x1b[2K", "\x1b[?25h")) or "\x1b[2K" in text
+
+
+def test_progress_in_a_notebook_is_one_line_that_goes_away() -> None:
+    stream = type("OutStream", (io.StringIO,), {"__module__": "ipykernel.iostream"})()
+    with report.progress(2, "probing", stream) as step:
+        step("batch, seed 0")
+        step("layer, seed 0")
+    text = stream.getvalue()
+    assert "probing 0/2  batch, seed 0" in text
+    assert "\x1b" not in text
+    assert "\n" not in text
+    assert not text.split("\r")[-2].strip(), "the line is written over"
 
 
 def test_progress_lets_errors_through() -> None:

@@ -182,10 +182,10 @@ def merge(
 
 
 def _standing(name: str, now: Any) -> str:
-    from layerscope.study.progress import words
+    from layerscope.report.numbers import seconds
 
     parts = [f"{now.done} done", f"{now.failed} failed", f"{now.left} to do"]
-    return f"{name}: {now.total} trials, {', '.join(parts)}; {words(now.seconds)} spent in trials"
+    return f"{name}: {now.total} trials, {', '.join(parts)}; {seconds(now.seconds)} spent in trials"
 
 
 COMMANDS: dict[str, Callable[..., None]] = {

@@ -34,7 +34,7 @@ def gather(source: Any, size: int, *, at_least: int, seed: int = 0) -> tuple[Any
     batches = _batches(source, at_least)
     if batches is None:
         x, y = _pair(source)
-        count = _count(x)
+        count = inputs.count(x, y)
         if not (inputs.is_even(x, count) and inputs.is_even(y, count)):
             return x, y  # a graph, or lengths that do not fit, which the probe will say
         _enough(count, at_least)
@@ -46,9 +46,10 @@ def gather(source: Any, size: int, *, at_least: int, seed: int = 0) -> tuple[Any
         for item in batches:
             part = _pair(item)
             parts.append(part)
-            have += _count(part[0])
-            if have >= size:
-                break
+            rows = inputs.count(*part)
+            have += rows
+            if have >= size or not inputs.is_even(part, rows):
+                break  # enough, or one whole to which no other can be joined
     _enough(have, at_least)
     if len(parts) == 1:
         x, y = parts[0]
@@ -65,7 +66,7 @@ def repeated(source: Any, batch_size: int) -> Iterable[tuple[Any, Any]]:
     if batches is not None:
         return _Pairs(batches)
     x, y = _pair(source)
-    count = _count(x)
+    count = inputs.count(x, y)
     if count <= batch_size or not (inputs.is_even(x, count) and inputs.is_even(y, count)):
         return [(x, y)]
     order = torch.split(torch.randperm(count, generator=torch.Generator().manual_seed(0)), batch_size)
@@ -101,14 +102,14 @@ def _pair(item: Any) -> tuple[Any, Any]:
     if isinstance(item, tuple | list):
         if len(item) != 2:
             raise DataError(
-                f"got {_describe(item)}; expected batches (x, y): several inputs are a tuple or dict x, "
+                f"got {describe(item)}; expected batches (x, y): several inputs are a tuple or dict x, "
                 "as in ((a, b), y)"
             )
         x, y = _tensors(item[0]), _tensors(item[1])
     else:
         x, y = _tensors(item), None
     if inputs.main(x) is None:
-        raise DataError(f"got {_describe(item)}; expected batches (x, y) of tensors")
+        raise DataError(f"got {describe(item)}; expected batches (x, y) of tensors")
     return x, y
 
 
@@ -124,11 +125,6 @@ def _tensors(value: Any) -> Any:
         except (TypeError, ValueError, RuntimeError):
             return [_tensors(part) for part in value] if isinstance(value, list) else value
     return value
-
-
-def _count(x: Any) -> int:
-    main = inputs.main(x)
-    return 0 if main is None else len(main)
 
 
 def _enough(have: int, at_least: int) -> None:
@@ -160,7 +156,8 @@ def _joined(parts: list[Any], name: str) -> Any:
     return first
 
 
-def _describe(item: Any) -> str:
+def describe(item: Any) -> str:
+    """What came, for messages: ``a tuple of Tensor, str``."""
     if isinstance(item, tuple | list):
         return f"a {type(item).__name__} of {', '.join(type(part).__name__ for part in item) or 'nothing'}"
     return f"a {type(item).__name__}"

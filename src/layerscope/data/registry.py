@@ -13,6 +13,7 @@ from torch import Tensor
 from layerscope.data import bundled, cifar, folders, idx
 from layerscope.data.catalogue import arguments
 from layerscope.data.dataset import Dataset
+from layerscope.data.given import describe
 from layerscope.data.images import Images
 from layerscope.errors import DataError, did_you_mean
 from layerscope.spec import Spec
@@ -152,7 +153,7 @@ def _gather(batches: Iterable[Any], size: int | None, *, classes: int | None = N
     xs, ys, have = list[Tensor](), list[Tensor](), 0
     for item in batches:
         if not isinstance(item, Sequence) or not _is_pair(item):
-            raise DataError(f"the iterable gave {_describe(item)}; expected batches (x, y) of two tensors")
+            raise DataError(f"the iterable gave {describe(item)}; expected batches (x, y) of two tensors")
         xs.append(item[0])
         ys.append(item[1])
         have += len(item[0])
@@ -164,9 +165,3 @@ def _gather(batches: Iterable[Any], size: int | None, *, classes: int | None = N
     if len(shapes) > 1:
         raise DataError(f"the iterable gave samples of different shapes: {sorted(shapes)}")
     return _from_tensors(torch.cat(xs)[:size], torch.cat(ys)[:size], classes=classes, name=name)
-
-
-def _describe(item: Any) -> str:
-    if isinstance(item, tuple | list):
-        return f"a {type(item).__name__} of " + ", ".join(type(part).__name__ for part in item)
-    return f"a {type(item).__name__}"

@@ -25,6 +25,11 @@ _HINTS = (
         r"missing \d+ required|takes .* positional argument|unexpected keyword",
         "give several inputs as x=(a, b) or x={'name': a}",
     ),
+    (
+        r"backward through the graph a second time",
+        "the network keeps tensors of an earlier batch with their graph: detach() what it keeps",
+    ),
+    (r"inference tensors", "build the network outside torch.inference_mode(), or copy it"),
     (r"use_reentrant", "set use_reentrant=False where the network calls checkpoint"),
     (r"out of memory", "use a smaller batch or level='light'"),
 )

@@ -69,7 +69,7 @@ def check_batch(batch: Any, batch_size: int | None, network: Network) -> tuple[B
     x, y = batch if isinstance(batch, tuple | list) and len(batch) == 2 else (batch, None)
     x, y = _tensors(x, "x"), None if y is None else _tensors(y, "y")
     _check_values(x, network)
-    samples = len(inputs.main(x))  # type: ignore[arg-type]  # _check_values has seen one
+    samples = inputs.count(x, y)
     for name, tensor in inputs.named(y, "y"):
         if tensor.ndim and len(tensor) != samples:
             raise ProbeError(f"x has {samples} samples and {name} has {len(tensor)}")
@@ -121,6 +121,8 @@ def _remarks(x: Any) -> list[str]:
     """What is wrong with the data before any layer sees them, for a reader who would blame the network."""
     main = inputs.main(x)
     if main is None or len(main) < 2 or not main.is_floating_point():
+        return []
+    if not all(inputs.is_dense(t) for _, t in inputs.named(x)):
         return []
     if all(torch.equal(t, t[:1].expand_as(t)) for _, t in inputs.named(x) if t.ndim):
         return ["all samples are the same, so that no layer can tell them apart"]

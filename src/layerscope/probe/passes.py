@@ -30,6 +30,9 @@ from layerscope.probe.reducers import square_norm
 from layerscope.probe.state import Generators
 from layerscope.quantities import rank, similarity, spread
 
+#: Own noise below this share of the variance between samples is sums that come in another order.
+ROUNDING = 1e-9
+
 
 @dataclass(frozen=True)
 class Chunk:
@@ -55,6 +58,7 @@ class Passes:
         weights = {id(p.weight) for p in points}
         self._weights = [id(p) in weights for p in self.trainable]
         self._grad_norms: dict[int, float] = defaultdict(float)
+        self.gradient_came = False
         self.stochastic: bool | None = None
         self.own_variance = 0.0
 
@@ -69,13 +73,12 @@ class Passes:
             x = inputs.mapped(x, _carrier) if self.frozen else x
             recorder.start(samples)
             generators = Generators(self.network)
-            try:
-                returned = inputs.call(self.model, x)
-            except ProbeError:
-                raise
-            except Exception as error:
-                raise blame(error, self.model, inputs.shapes(x), "forward", integers(x)) from error
+            returned = self._forward(x)
             recorder.stop()
+            if recorder.hidden:
+                self.notes.append(
+                    f"{min(recorder.hidden)!r} ran inside a torch.func transform (vmap), and was not seen"
+                )
             drew = generators.moved()
             out = pick(returned, self.output)
             head = readout.classifier(out, samples)
@@ -93,10 +96,19 @@ class Passes:
                 found |= self._over_draws(x, samples, head, sites)
         return Chunk(sites, float(value.detach()), head.path if head else None, found)
 
+    def _forward(self, x: Any) -> Any:
+        """What the network returns; where it raises, the sentence that names the layer."""
+        try:
+            return inputs.call(self.model, x)
+        except ProbeError:
+            raise
+        except Exception as error:
+            raise blame(error, self.model, inputs.shapes(x), "forward", integers(x)) from error
+
     def _is_stochastic(self, x: Any) -> bool:
         """Whether the network's noise is always on; asked once, of a network that drew random numbers in train mode."""
         if self.stochastic is None:
-            self.stochastic = draws_in_evaluation(self.network, lambda: inputs.call(self.model, x))
+            self.stochastic = draws_in_evaluation(self.network, lambda: self._forward(x))
         return self.stochastic
 
     def _over_draws(self, x: Any, samples: int, head: Head, sites: list[Site]) -> dict[str, float]:
@@ -106,11 +118,11 @@ class Passes:
 
             def read() -> Tensor | None:
                 readout.start()
-                found = readout.classifier(pick(inputs.call(self.model, x), self.output), samples)
+                found = readout.classifier(pick(self._forward(x), self.output), samples)
                 return found.features if found else None
 
             own = own_noise(self.network, read, maps[-1].trace.module if maps else None)
-        if own is None:
+        if own is None or own.ratio < ROUNDING:
             return {}
         self.own_variance = own.variance
         return {"own noise": own.ratio, "cosine": own.cosine, "unpooled": own.unpooled}
@@ -127,7 +139,7 @@ class Passes:
                 stack.enter_context(FunctionalOps(self.network, self.points, recorder))
             stack.enter_context(torch.no_grad())
             recorder.start(samples)
-            inputs.call(self.model, x)
+            self._forward(x)
             recorder.stop()
         clear = {s.trace.name: s for s in finalise([t for t in recorder.traces if t.name in unclear])}
         return [site.corrected(clear[site.trace.name]) if site.trace.name in clear else site for site in sites]
@@ -140,6 +152,7 @@ class Passes:
             grads = torch.autograd.grad(value, leaves, allow_unused=True)
         except Exception as error:
             raise blame(error, self.model, inputs.shapes(x), "backward") from error
+        self.gradient_came = self.gradient_came or any(g is not None for g in grads)
         squares = {
             id(parameter): square_norm(grad.coalesce().values() if grad.is_sparse else grad)
             for parameter, grad, is_weight in zip(self.trainable, grads, self._weights, strict=False)

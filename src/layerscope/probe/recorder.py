@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
@@ -64,6 +65,7 @@ class Recorder:
         self.points = [p for p in points if self.plan(p.role, p.block is not None)]
         self.traces: list[Trace] = []
         self.busy = False
+        self.hidden: set[str] = set()
         self._handles: list[RemovableHandle] = []
         self._reduce = Reducer()
         self._watching = False
@@ -99,6 +101,9 @@ class Recorder:
         def on_forward(watched: nn.Module, args: Any, output: Any) -> None:
             if self._watching:
                 out = first_tensor(output)
+                if out is not None and is_functorch_wrapped_tensor(out):
+                    self.hidden.add(point.path)  # it has no values of its own that could be read
+                    return
                 known = None if out is None else self._known(out)
                 if point.is_candidate and known is not None and known.is_block:
                     return  # a stage that hands on its last block's output is no block of its own

@@ -88,7 +88,7 @@ def profile(
         chunks = [run.chunk(x, y, data.size) for x, y in data]
         nu = run.batch_noise(data, seed) if noisy else None
         weights = run.weights(len(chunks))
-    if not any("grad_norm" in site.values for chunk in chunks for site in chunk.sites):
+    if not run.gradient_came:
         notes.append("no gradient reached any layer: the output does not depend on anything that requires a gradient")
     if scripted := [path for path, module in network.modules if isinstance(module, torch.jit.ScriptModule)]:
         notes.append(f"{scripted[0]!r} is scripted and takes no hooks: it was run, but its inside was not seen")

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from layerscope._attributes import Attributes
+from layerscope._attributes import Attributes, put_back
 from layerscope.probe.network import Network
 
 #: Tensors of at most this many entries are kept side by side in one buffer per dtype and device: saving and comparing
@@ -75,20 +75,13 @@ class _Values:
                 continue
             copies = torch.split(buffer, [shape.numel() for shape in shapes])
             for tensor, shape, copy in zip(group, shapes, copies, strict=True):
-                _put_back(tensor, copy.view(shape))
+                put_back(tensor, copy.view(shape))
         for tensor, copy in self._alone:
-            _put_back(tensor, copy)
+            put_back(tensor, copy)
 
 
 def _pack(group: Sequence[Tensor]) -> Tensor:
     return torch.cat([t.detach().reshape(-1) for t in group])
-
-
-def _put_back(tensor: Tensor, copy: Tensor) -> None:
-    if tensor.shape != copy.shape or tensor.dtype != copy.dtype or tensor.device != copy.device:
-        tensor.data = copy.clone()
-    elif not torch.equal(tensor, copy):
-        tensor.data.copy_(copy)
 
 
 class Generators:

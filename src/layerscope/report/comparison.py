@@ -11,6 +11,7 @@ from layerscope.report.markup import Html, el, join
 from layerscope.report.micro import micro_figure, trained
 from layerscope.report.pictures import Pictures, Subject
 from layerscope.report.verdicts import verdict_rows
+from layerscope.verdict import evidence
 from layerscope.verdict.types import LABELS, Choice, Comparison, Label
 
 #: What a label says of training, after a list of names.
@@ -40,6 +41,7 @@ def fragment(result: Comparison) -> Html:
             el("p", lead(choices, result.source), class_="ls-lede"),
             el("p", facts(result), class_="ls-facts"),
             verdict_rows(choices, pictures),
+            el("p", records, class_="ls-facts") if (records := track_records(choices)) else "",
             *(figures or [el("p", "No layer was measured, so there is nothing to draw.", class_="ls-facts")]),
             micro_figure(choices),
             frontier(choices),
@@ -48,6 +50,12 @@ def fragment(result: Comparison) -> Html:
             explain.repeat(result.command, result.versions),
         ]
     )
+
+
+def track_records(choices: Sequence[Choice]) -> str:
+    """How often verdicts of the kinds given here were right; empty where that is not known."""
+    judged = [c.verdict.label for c in choices if c.verdict.track_record]
+    return evidence.track_records(judged, "micro" if any(c.verdict.micro for c in choices) else "init")
 
 
 def lead(choices: Sequence[Choice], source: str) -> Html:

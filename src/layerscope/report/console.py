@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
+from layerscope._bar import Bar
+from layerscope.report.styled import no_wider_than
 from layerscope.report.views import styled
 
 
 def print_result(result: object, file: TextIO | None = None) -> None:
     """Print ``result``: in colour on a terminal (unless ``NO_COLOR`` is set), as plain ASCII otherwise."""
     stream = sys.stdout if file is None else file
-    lines = styled(result)
     if not stream.isatty():
-        print(lines, file=stream)
+        print(styled(result), file=stream)
         return
+    with no_wider_than(shutil.get_terminal_size().columns):
+        lines = styled(result)
     from rich.console import Console
     from rich.text import Text
 
@@ -27,7 +31,7 @@ def print_result(result: object, file: TextIO | None = None) -> None:
 
 @contextmanager
 def progress(total: int, label: str, file: TextIO | None = None) -> Iterator[Callable[[str], None]]:
-    """A bar with the time left on a terminal; silent otherwise. It is drawn on stderr and leaves no trace.
+    """A bar with the time left, on a terminal or in a notebook. It is drawn on stderr and leaves no trace.
 
     ::
 
@@ -36,27 +40,12 @@ def progress(total: int, label: str, file: TextIO | None = None) -> Iterator[Cal
                 step(job.name)      # says what starts now, and that what was announced before is done
                 job.run()
     """
-    stream = sys.stderr if file is None else file
-    if not stream.isatty():
-        yield lambda text: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(compact=True),
-        TextColumn("{task.fields[now]}", style="dim", markup=False),
-    )
-    with Progress(*columns, console=Console(file=stream), transient=True) as bar:
-        task = bar.add_task(label, total=total, now="")
+    with Bar(total, label, file) as bar:
         started = 0
 
         def step(text: str) -> None:
             nonlocal started
-            bar.update(task, completed=started, now=text)
+            bar.update(started, text)
             started += 1
 
         yield step

@@ -63,12 +63,19 @@ def power(exponent: int) -> str:
 
 
 def seconds(value: float) -> str:
-    """A duration: ``0.4 s``, ``43 s``, ``3 min 20 s``."""
+    """A duration in words.
+
+    >>> seconds(0.42), seconds(43.2), seconds(260), seconds(12345)
+    ('0.4 s', '43 s', '4 min 20 s', '3 h 26 min')
+    """
     if value < 10:
         return f"{value:.1f} s"
-    if value < 90:
-        return f"{value:.0f} s"
-    return f"{value // 60:.0f} min {value % 60:.0f} s"
+    whole = round(value)
+    if whole < 90:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 def shape(dims: tuple[int, ...]) -> str:

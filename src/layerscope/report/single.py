@@ -55,4 +55,5 @@ def verdict_title(verdict: Verdict) -> str:
 
 def verdict_fragment(verdict: Verdict) -> Html:
     """One row: label, reason, remedies, axes."""
-    return verdict_rows([Choice("this network", verdict)])
+    record = el("p", verdict.track_record, class_="ls-facts") if verdict.track_record else ""
+    return join([verdict_rows([Choice("this network", verdict)]), record])

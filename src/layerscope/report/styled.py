@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import textwrap
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 #: Width that every report in text keeps to.
 WIDTH = 80
+#: A narrower terminal gets narrower reports, down to this.
+NARROWEST = 40
+_width: ContextVar[int] = ContextVar("width", default=WIDTH)
 
 #: What our own sentences use, in letters that every terminal has.
 _ASCII = str.maketrans({
@@ -25,18 +30,29 @@ class Piece:
     style: str = ""
 
 
+@contextmanager
+def no_wider_than(columns: int) -> Iterator[None]:
+    """Texts made inside fit a terminal of so many columns."""
+    token = _width.set(max(NARROWEST, min(WIDTH, columns)))
+    try:
+        yield
+    finally:
+        _width.reset(token)
+
+
 @dataclass
 class Lines:
-    """Lines of pieces, in ASCII and at most ``WIDTH`` characters wide."""
+    """Lines of pieces, in ASCII and at most ``width`` characters wide."""
 
     lines: list[tuple[Piece, ...]] = field(default_factory=list)
+    width: int = field(default_factory=_width.get)
 
     def __str__(self) -> str:
         return "\n".join("".join(p.text for p in line).rstrip() for line in self.lines)
 
     def add(self, *pieces: str | Piece) -> None:
         """One line; what does not fit is cut off."""
-        room, kept = WIDTH, []
+        room, kept = self.width, []
         for piece in pieces:
             piece = Piece(piece) if isinstance(piece, str) else piece
             text = ascii_only(piece.text)[:room]
@@ -49,7 +65,7 @@ class Lines:
         first, rest = ascii_only(first), ascii_only(first if rest is None else rest)
         wrapped = textwrap.wrap(
             ascii_only(" ".join(text.split())),
-            WIDTH,
+            self.width,
             initial_indent=first,
             subsequent_indent=rest,
             break_on_hyphens=False,
@@ -62,7 +78,7 @@ class Lines:
         body = [[Piece(c) if isinstance(c, str) else c for c in row] for row in rows]
         body = [[Piece(ascii_only(c.text), c.style) for c in row] for row in body]
         widths = [max(map(len, (h, *(r[i].text for r in body)))) for i, h in enumerate(header)]
-        excess = sum(widths) + 2 * (len(widths) - 1) - WIDTH
+        excess = sum(widths) + 2 * (len(widths) - 1) - self.width
         for i in range(len(widths)):
             cut = min(max(excess, 0), max(widths[i] - max(8, len(header[i])), 0))
             widths[i], excess = widths[i] - cut, excess - cut

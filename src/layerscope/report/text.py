@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 from layerscope.probe.records import LayerRecord, Profile
 from layerscope.report import numbers
+from layerscope.report.comparison import track_records
 from layerscope.report.looks import LABEL_LOOKS, LEVEL_LOOKS
 from layerscope.report.measures import AXIS_TITLES, axis_number
 from layerscope.report.micro import micro_sentence, trained
 from layerscope.report.styled import Lines, Piece
 from layerscope.report.verdicts import analytic_text, sentence
-from layerscope.verdict import evidence
 from layerscope.verdict.trunk import trunk
 from layerscope.verdict.types import Axis, AxisName, Comparison, Verdict
 
@@ -55,9 +55,8 @@ def comparison_text(result: Comparison) -> Lines:
     if len(scored) > 1:
         listed = ", ".join(scored)
         out.paragraph(f"Learned score, 0 to 1: {listed}. It orders choices that share a verdict.", style="dim")
-    judged = [c.verdict.label for c in choices if c.verdict.track_record]
-    if judged:
-        out.paragraph(evidence.track_records(judged, "micro" if micro else "init"), style="dim")
+    if records := track_records(choices):
+        out.paragraph(records, style="dim")
     done = f"Trained on copies: {trained(micro)}" if micro else "Nothing was trained"
     out.paragraph(f"{done}; {numbers.seconds(result.seconds)}.", style="dim")
     return out

@@ -28,7 +28,8 @@ def verdict_rows(choices: Sequence[Choice], pictures: Pictures | None = None) ->
 
 def _row(choice: Choice, key: int, pictures: Pictures | None) -> Html:
     verdict = choice.verdict
-    who = el("header", el("h3", choice.norm), tag(LABEL_LOOKS[verdict.label], verdict.label), class_="ls-who")
+    name = el("button", choice.norm, type="button") if pictures else choice.norm
+    who = el("header", el("h3", name), tag(LABEL_LOOKS[verdict.label], verdict.label), class_="ls-who")
     cells = [
         _cell(name, verdict.axis(name), pictures.spark(name, key, _HEIGHT) if pictures else Html(""))
         for name in AXIS_TITLES
@@ -48,14 +49,17 @@ def why(verdict: Verdict, notes: Sequence[str] = ()) -> Html:
     ]  # fmt: skip
     if verdict.analytic:
         folded.append(el("p", el("b", "Theory"), ": ", analytic_text(verdict.analytic)))
+    if verdict.score is not None:
+        score = f"{verdict.score:.2f}, from 0 to 1; it orders choices that share a verdict"
+        folded.append(el("p", el("b", "Learned score"), ": ", score, "."))
+    if verdict.track_record:
+        folded.append(el("p", verdict.track_record))
     folded += [el("p", note) for note in notes]
     parts: list[object] = [el("p", sentence(verdict.reason))] if verdict.reason else []
     if verdict.remedies:
         parts.append(_tries(verdict.remedies[:_SHOWN]))
     if verdict.micro:
         parts.append(el("p", sentence(micro_sentence(verdict.micro)), class_="ls-record"))
-    if verdict.track_record:
-        parts.append(el("p", verdict.track_record, class_="ls-record"))
     if folded:
         more = len(verdict.remedies) - _SHOWN
         hints = [f"{more} more to try" if more > 0 else "", "theory differs" if differs(verdict) else ""]

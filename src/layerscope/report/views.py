@@ -14,7 +14,7 @@ from layerscope._show import writable
 from layerscope.errors import LayerscopeError
 from layerscope.report.document import page, scoped
 from layerscope.report.markup import Html
-from layerscope.report.styled import Lines
+from layerscope.report.styled import WIDTH, Lines
 
 T = TypeVar("T")
 
@@ -93,7 +93,7 @@ def styled(result: object) -> Lines:
     made = view_of(result).text(result)
     if isinstance(made, Lines):
         return made
-    lines = Lines()
+    lines = Lines(width=WIDTH)  # laid out by hand: cutting would lose words
     for line in made.splitlines():
         lines.add(line)
     return lines

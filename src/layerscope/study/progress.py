@@ -5,8 +5,10 @@ from __future__ import annotations
 import sys
 import time
 from types import TracebackType
-from typing import Any, Self, TextIO
+from typing import Self, TextIO
 
+from layerscope._bar import Bar
+from layerscope.report import numbers
 from layerscope.study.runner import Standing
 from layerscope.study.trial import Outcome, Trial
 
@@ -25,76 +27,32 @@ class Progress:
         self._stream = stream or sys.stderr
         self._total, self._before, self._every, self._here = total, ended, every, 0
         self._start = self._spoken = time.monotonic()
-        self._bar: Any = None
-        self._task: Any = None
-        if self._stream.isatty():
-            self._bar = _bar(self._stream)
-            self._task = self._bar.add_task("trials", total=total, completed=ended, note="")
+        self._bar = Bar(total, "trials", self._stream, done=ended, keep=True)
 
     def __enter__(self) -> Self:
-        if self._bar is not None:
-            self._bar.start()
+        self._bar.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        self._bar.__exit__(kind, error, trace)
 
     def __call__(self, trial: Trial, outcome: Outcome, now: Standing) -> None:
         """Show one more trial."""
         self._here += 1
         ended = self._before + self._here
         failed = f"{now.failed} failed" if now.failed else ""
-        if self._bar is not None:
-            self._bar.update(self._task, completed=ended, note=failed)
+        self._bar.update(ended, failed)
         if outcome.state == "failed":
-            self._say(f"failed {trial.id}: {outcome.error}")
+            self._bar.say(f"failed {trial.id}: {outcome.error}")
         last = ended >= self._total
-        if self._bar is None and (last or time.monotonic() - self._spoken >= self._every):
+        if not self._bar.is_shown and (last or time.monotonic() - self._spoken >= self._every):
             self._spoken = time.monotonic()
-            then = "finished" if last else f"time left {words(self.left())}"
-            self._say(", ".join(part for part in (f"{ended}/{self._total} trials", failed, then) if part))
+            then = "finished" if last else f"time left {numbers.seconds(self.left())}"
+            self._bar.say(", ".join(part for part in (f"{ended}/{self._total} trials", failed, then) if part))
 
     def left(self) -> float:
         """Seconds until the end, at the pace of this session."""
         pace = (time.monotonic() - self._start) / max(self._here, 1)
         return pace * (self._total - self._before - self._here)
-
-    def _say(self, line: str) -> None:
-        if self._bar is not None:
-            self._bar.console.print(line, highlight=False, markup=False)
-        else:
-            print(line, file=self._stream, flush=True)
-
-
-def words(seconds: float) -> str:
-    """A duration in words.
-
-    >>> words(42), words(260), words(12345)
-    ('42 s', '4 min 20 s', '3 h 26 min')
-    """
-    s = round(seconds)
-    if s < 60:
-        return f"{s} s"
-    if s < 3600:
-        return f"{s // 60} min {s % 60} s"
-    return f"{s // 3600} h {round(s % 3600 / 60)} min"
-
-
-def _bar(stream: TextIO) -> Any:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    return Bar(
-        TextColumn("trials"),
-        BarColumn(bar_width=30),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-        console=Console(file=stream),
-    )

@@ -222,8 +222,14 @@ def _decided(site: Site, decision: Decision) -> Site:
 
 def _paths(model: nn.Module) -> dict[int, tuple[str, ...]]:
     paths: dict[int, list[str]] = defaultdict(list)
-    for path, module in model.named_modules(remove_duplicate=False):
-        paths[id(module)].append(path)
+    try:
+        for path, module in model.named_modules(remove_duplicate=False):
+            paths[id(module)].append(path)
+    except RecursionError:
+        raise SwapError(
+            f"{type(model).__name__} contains itself: one of its modules has a module around it as an attribute, so "
+            "that not even .train() ends; keep that one in a list or a weakref"
+        ) from None
     return {key: tuple(value) for key, value in paths.items()}
 
 

@@ -19,7 +19,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from layerscope import inputs
-from layerscope._attributes import Attributes
+from layerscope._attributes import Attributes, put_back
 from layerscope.errors import SwapError
 
 FUNCTIONAL_NORMS = frozenset({"batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm"})
@@ -209,5 +209,4 @@ def _unchanged(model: nn.Module) -> Iterator[None]:
         for module, flag in flags:
             module.training = flag
         for buffer, saved in buffers:
-            if not buffer.is_meta and not torch.equal(buffer, saved):
-                buffer.copy_(saved)
+            put_back(buffer, saved)

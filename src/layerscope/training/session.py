@@ -176,7 +176,7 @@ class Session:
         if self.record.losses:
             self.at.loss, self.at.lr = self.record.losses[-1], self.record.lrs[-1]
             self.at.metrics = self.record.last_metrics()
-            bar.update(self.at.step, self.at.loss, self.at.metrics.get("accuracy"))
+            bar.step(self.at.step, self.at.loss, self.at.metrics.get("accuracy"))
 
     def _evaluate(self) -> None:
         batch_size = max(256, self.settings.batch_size or 0)

@@ -69,9 +69,14 @@ def _with_rate(name: str) -> Term:
     return term
 
 
+def _classes(row: Row) -> float:
+    """Number of classes; two where there is one output, so that the loss of guessing is not 0."""
+    return max(number(row, "classes") or 10.0, 2.0)
+
+
 def _excess_loss(row: Row) -> float | None:
     """Loss at initialization above that of guessing evenly, as log10(1 + excess)."""
-    loss, classes = number(row, "init.probe_loss"), number(row, "classes") or 10.0
+    loss, classes = number(row, "init.probe_loss"), _classes(row)
     if loss is None:
         return None
     return 3.0 if not math.isfinite(loss) else min(math.log10(1.0 + max(0.0, loss - math.log(classes))), 3.0)
@@ -90,7 +95,7 @@ def _drop(row: Row) -> float | None:
 
 def _worst(row: Row) -> float | None:
     """Largest loss of the real steps over that of guessing evenly, log10."""
-    worst, classes = number(row, "micro.worst"), number(row, "classes") or 10.0
+    worst, classes = number(row, "micro.worst"), _classes(row)
     if worst is None:
         return None
     return 3.0 if not math.isfinite(worst) else min(max(math.log10(max(worst, 1e-3) / math.log(classes)), 0.0), 3.0)
@@ -98,7 +103,7 @@ def _worst(row: Row) -> float | None:
 
 def _end(row: Row) -> float | None:
     """Loss at the end of the real steps over that of guessing evenly; at most 2."""
-    end, classes = number(row, "micro.loss"), number(row, "classes") or 10.0
+    end, classes = number(row, "micro.loss"), _classes(row)
     if end is None:
         return None
     return 2.0 if not math.isfinite(end) else min(end / math.log(classes), 2.0)

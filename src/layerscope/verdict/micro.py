@@ -12,7 +12,7 @@ from torch import nn
 
 from layerscope import data as datasets
 from layerscope import probe, training
-from layerscope.errors import TrainingError
+from layerscope.errors import LayerscopeError, TrainingError
 from layerscope.spec import Spec
 from layerscope.verdict.early import is_diverged
 from layerscope.verdict.thresholds import DEFAULT
@@ -41,7 +41,15 @@ def real_steps(model: nn.Module, data: Any, *, lr: float, steps: int = 20, **opt
     options["step_fn"] = lambda net, batch: probe.loss(net, batch, loss=loss, output=output)
     if not isinstance(data, str | Spec | datasets.Dataset):
         data = datasets.repeated(data, options.pop("batch_size", None) or 32)
-    history = training.micro_train(model, data, lr=lr, steps=steps, **options)
+    try:
+        history = training.micro_train(model, data, lr=lr, steps=steps, **options)
+    except LayerscopeError:
+        raise
+    except Exception as error:
+        raise TrainingError(
+            f"a real step failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}; micro_steps=0 leaves "
+            "them out"
+        ) from error
     losses = tuple(history.losses)
     diverged = history.diverged or is_diverged(losses)
     first = (

@@ -24,7 +24,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from layerscope import study
-from layerscope.study import fitting, rowfile
+from layerscope.study import fitting, lists, rowfile
 from layerscope.study.hit_rates import hit_rates
 from layerscope.study.rejudge import rejudge, rejudged
 from layerscope.study.scoring import Entry, Score, entries, evaluate, leave_one_out
@@ -188,6 +188,30 @@ def publish(rows: Path) -> str:
     return text
 
 
+FRESH_ABOUT = """\
+The clean test: held-out trials of set-ups (network, data, depth, batch size, learning rate) of which no trial had been
+run, at any seed, when this list was written, at seed 0, in the study's own order (rounds of one set-up of every network
+and data set, drawn by hash: layerscope.study.setups). Written by  hit_rate.py fresh  from the rows whose SHA-256 is
+{rows}
+and committed, together with the fitted scores that are judged, before any of these trials ran."""
+
+
+def fresh(rows: Path) -> str:
+    """Write the list of trials of the clean test: once, before they run."""
+    what = study.load(STUDY)
+    names = ("net", "data", "depth", "batch_size", "lr")
+
+    def setup(trial: study.Trial) -> tuple[object, ...]:
+        return tuple(trial.arguments[n] for n in names)
+
+    done = {r.id for r in rowfile.rows_of(rows)}
+    seen = {setup(t) for t in what.trials if t.id in done}
+    chosen = [t for t in what.trials if setup(t) not in seen and t.arguments["seed"] == 0 and what.is_held_out(t)]
+    about = FRESH_ABOUT.format(rows=hashlib.sha256(rows.read_bytes()).hexdigest())
+    lists.write(HERE / "fresh.txt", about, [t.id for t in chosen])
+    return f"{len(chosen)} trials of {len({setup(t) for t in chosen})} set-ups"
+
+
 def rates_table() -> str:
     """Hit rates of every kind of verdict, as Markdown."""
     lines = ["| verdict | right if it | from initialization | usual | with 20 real steps |", "|---|---|---|---|---|"]
@@ -279,6 +303,7 @@ def main() -> None:
         "publish": publish,
         "misses": misses,
         "rerun": rerun,
+        "fresh": fresh,
     }
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=commands)

@@ -18,8 +18,8 @@ def score(
     Args:
         file: A study file (TOML) whose trials probe and train.
         store: A store, or a row file (.jsonl.gz); beside the study file if left out.
-        part: all, development, held-out, or held-out:norm (net, data, ...) for what one line of the file's [split]
-            holds out. Held-out trainings where the file has a split, if left out.
+        part: all, development, held-out, or one of the file's [lists]; held-out:norm (net, data, ...) for what one
+            line of the file's [split] holds out. Held-out trainings where the file has a split, if left out.
     """
     from layerscope import study as studies
     from layerscope.study import rowfile, summary_card

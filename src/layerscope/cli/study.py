@@ -21,6 +21,7 @@ def run(
     address: str | None = None,
     retry_failed: bool = False,
     limit: int | None = None,
+    only: str | None = None,
 ) -> None:
     """Run every trial of a study that has no result yet. Ctrl-C loses only the trials in flight; run again to go on.
 
@@ -34,6 +35,7 @@ def run(
         address: Of a running Ray cluster, such as auto; left out, Ray is started here.
         retry_failed: Run failed trials again.
         limit: Run at most this many trials now.
+        only: Run the trials of one of the file's [lists], in its order.
     """
     from layerscope import study as studies
 
@@ -51,7 +53,9 @@ def run(
             ended = before.done + (0 if retry_failed else before.failed)
     try:
         with studies.Progress(len(study.trials), ended) as progress:
-            now = studies.run(study, executor, store=path, retry_failed=retry_failed, watch=progress, limit=limit)
+            now = studies.run(
+                study, executor, store=path, retry_failed=retry_failed, watch=progress, limit=limit, only=only
+            )
     except KeyboardInterrupt:
         print(f"\nstopped; every finished trial is in {path}. To go on:  layerscope study resume {file}")
         raise

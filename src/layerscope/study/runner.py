@@ -56,6 +56,7 @@ def run(
     retry_failed: bool = False,
     watch: Watcher | None = None,
     limit: int | None = None,
+    only: str | None = None,
 ) -> Standing:
     """Run every trial that has no result yet; the same call starts, resumes and extends a study.
 
@@ -69,13 +70,15 @@ def run(
         retry_failed: run failed trials again.
         watch: called after every trial.
         limit: run at most this many.
+        only: one of the study's lists; its trials run in its order.
 
     Raises:
         StudyError: the store cannot be used, or the trial function's own check finds something amiss beforehand.
     """
     with Store(store_path(study, store), write=True) as kept:
         states = kept.states()
-        left = [t for t in study.trials if t.id not in states or (retry_failed and states[t.id] == "failed")][:limit]
+        wanted = study.trials if only is None else study.listed(only)
+        left = [t for t in wanted if t.id not in states or (retry_failed and states[t.id] == "failed")][:limit]
         if left:
             check(study)
         now = standing(study, kept)

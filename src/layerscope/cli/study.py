@@ -46,13 +46,14 @@ def run(
     elif engine == "ray":
         executor = studies.on_ray(address, workers=workers, cpus=threads, gpus=gpus)
     path = studies.store_path(study, store)
+    wanted = study.trials if only is None else study.listed(only)
     ended = 0
     if path.exists():
         with studies.Store(path) as kept:
-            before = studies.standing(study, kept)
-            ended = before.done + (0 if retry_failed else before.failed)
+            states = kept.states()
+            ended = sum(states.get(t.id) == "done" or (t.id in states and not retry_failed) for t in wanted)
     try:
-        with studies.Progress(len(study.trials), ended) as progress:
+        with studies.Progress(len(wanted), ended) as progress:
             now = studies.run(
                 study, executor, store=path, retry_failed=retry_failed, watch=progress, limit=limit, only=only
             )

@@ -27,7 +27,7 @@ def run(
 
     Args:
         file: A study file (TOML).
-        store: Where results are kept; beside the study file if left out.
+        store: Where results are kept; beside the study file, or in its folder results, if left out.
         engine: Processes of this machine, a Ray cluster, or this process.
         workers: Trials at a time; as many as there are processors, if left out.
         threads: Threads (with ray: processors) for each trial.
@@ -78,7 +78,7 @@ def resume(
 
     Args:
         file: A study file (TOML).
-        store: Where results are kept; beside the study file if left out.
+        store: Where results are kept; beside the study file, or in its folder results, if left out.
         engine: Processes of this machine, a Ray cluster, or this process.
         workers: Trials at a time.
         threads: Threads (with ray: processors) for each trial.
@@ -98,7 +98,7 @@ def status(file: File, store: Path | None = None) -> None:
 
     Args:
         file: A study file (TOML).
-        store: Where results are kept; beside the study file if left out.
+        store: Where results are kept; beside the study file, or in its folder results, if left out.
     """
     from layerscope import study as studies
 
@@ -119,7 +119,7 @@ def show(
     Args:
         file: A study file (TOML).
         trial: The first digits of a trial's id: its arguments, numbers and, if it failed, its traceback.
-        store: Where results are kept; beside the study file if left out.
+        store: Where results are kept; beside the study file, or in its folder results, if left out.
         failed: Only trials that failed.
     """
     from layerscope import study as studies
@@ -142,7 +142,7 @@ def export(
     Args:
         file: A study file (TOML).
         out: A file that ends in .csv, .json or .parquet (a table), or in .jsonl or .jsonl.gz (rows).
-        store: Where results are kept; beside the study file if left out.
+        store: Where results are kept; beside the study file, or in its folder results, if left out.
     """
     from layerscope import study as studies
     from layerscope.study import rowfile
@@ -167,7 +167,7 @@ def merge(
     Args:
         file: A study file (TOML).
         sources: Stores (.sqlite) or row files (.jsonl, .jsonl.gz) of the same study.
-        store: Where results are kept; beside the study file if left out.
+        store: Where results are kept; beside the study file, or in its folder results, if left out.
     """
     from layerscope import study as studies
     from layerscope.errors import StudyError

@@ -34,10 +34,18 @@ Watcher = Callable[[Trial, Outcome, Standing], None]
 
 
 def store_path(study: Study, store: str | Path | None = None) -> Path:
-    """Where results are kept: ``store``, or the study file's name with ``.sqlite``."""
+    """Where results are kept: ``store``, or the study file's name with ``.sqlite``.
+
+    That file lies in the folder ``results`` beside the study file where there is one, else beside the study file; a
+    store that is already beside it is used in any case.
+    """
     if store is not None:
         return Path(store)
-    return study.path.with_suffix(".sqlite") if study.path else Path(f"{study.name}.sqlite")
+    if study.path is None:
+        return Path(f"{study.name}.sqlite")
+    beside = study.path.with_suffix(".sqlite")
+    results = study.path.parent / "results"
+    return results / beside.name if results.is_dir() and not beside.exists() else beside
 
 
 def standing(study: Study, store: Store) -> Standing:
@@ -66,7 +74,7 @@ def run(
     Args:
         study: what to run.
         executor: where, see :mod:`layerscope.study.executors`.
-        store: the result store; beside the study file if not given.
+        store: the result store; by :func:`store_path` if not given.
         retry_failed: run failed trials again.
         watch: called after every trial.
         limit: run at most this many.

@@ -48,11 +48,11 @@ class Thresholds:
     stream_caution: float = 0.3
     """On a non-negative residual stream, divided by n^1.5 for n blocks in the last stage: see :meth:`informative`."""
     stream_bad: float = 0.01
-    token_cosine_bad: float = 0.85
+    token_cosine_bad: float = 0.82
     """Tokens of one sample this similar at the last block, where every token is classified: rank collapse of attention.
     Language models that put the norm after the addition train with 0.51 (4 blocks), train slowly with 0.80 (6), and
-    learn no more than the letters' frequencies with 0.90 (8) and 0.97 (12), at a fifth of the rate and with warm-up
-    as well."""
+    learn no more than the letters' frequencies with 0.84 to 0.91 (8) and 0.97 (12), at a fifth of the rate and with
+    warm-up as well."""
     token_cosine_bad_pooled: float = 0.985
     """The same where the mean token is classified: encoders over the rows of a digit train with 0.88 to 0.98, and not
     with 0.999."""

@@ -75,16 +75,17 @@ def collect(study: str, store: Path | None = None, hardware: str = "CPU") -> Non
 
     Args:
         study: ``survival`` or ``distortion``.
-        store: SQLite file, if it is not beside the study file.
+        store: SQLite file, if not the one that `layerscope study run` writes.
         hardware: What they were trained on, for the rows.
     """
     target = RESULTS / f"{study}.jsonl"
     known = {json.dumps(row["params"], sort_keys=True) for row in read(target)}
-    with studies.Store(store or HERE / f"{study}.sqlite") as kept, target.open("a") as file:
+    file = studies.store_path(studies.load(HERE / f"{study}.toml"), store)
+    with studies.Store(file) as kept, target.open("a") as out:
         for row in kept.rows():
             params = {k: v for k, v in row.params.items() if k != "device"}
             if row.state == "done" and json.dumps(params, sort_keys=True) not in known:
-                file.write(json.dumps({"params": params, "hardware": hardware, **row.result}) + "\n")
+                out.write(json.dumps({"params": params, "hardware": hardware, **row.result}) + "\n")
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -6,10 +6,10 @@
     layerscope reproduce beyond-batchnorm --run --only probes   # one part
     layerscope reproduce beyond-batchnorm --run --scale small --limit 2 --out /tmp/try   # a taste, nothing committed
 
-Parts: probes, curves, groups, study, and curves-small and groups-small, the same at the scale of a CPU (curves and
-groups want a GPU). ``--run`` keeps its rows in results/PART.sqlite, takes the committed ones as done, can be
-interrupted and goes on when called again. Written: results/*.svg and the table of claims in README.md; with ``--out``
-everything goes to that folder, which begins empty.
+Parts: probes, curves, groups, study, and curves-small, the curves at the scale of a CPU (curves and groups want a GPU).
+``--run`` keeps its rows in results/PART.sqlite, takes the committed ones as done, can be interrupted and goes on when
+called again. Written: results/*.svg and the table of claims in README.md; with ``--out`` everything goes to that
+folder, which begins empty.
 """
 
 from __future__ import annotations
@@ -38,9 +38,8 @@ PARTS = {
     "groups": "groups",
     "study": "trials",
     "curves-small": "curves-small",
-    "groups-small": "groups-small",
 }
-SCALES = {"all": tuple(PARTS), "small": ("probes", "curves-small", "groups-small")}
+SCALES = {"all": tuple(PARTS), "small": ("probes", "curves-small")}
 MARKS = ("<!-- claims: written by reproduce.py -->", "<!-- end of claims -->")
 Rows = list[dict[str, Any]]
 
@@ -243,7 +242,6 @@ def claims(parts: Mapping[str, Rows]) -> list[tuple[Claim, str]]:
         ("curves", _curve_claims),
         ("curves-small", _curve_claims),
         ("groups", _trade_off_claims),
-        ("groups-small", _trade_off_claims),
         ("study", _similarity_claims),
     )
     return [
@@ -391,7 +389,6 @@ DRAWINGS: tuple[tuple[str, str, Callable[[Rows, Path], None]], ...] = (
     ("curves", "curves", draw_curves),
     ("curves-small", "curves-small", draw_curves),
     ("groups", "groups", draw_groups),
-    ("groups-small", "groups-small", draw_groups),
     ("study", "similarity", draw_similarity),
 )
 

@@ -42,13 +42,13 @@ class SharedSets:
 
     def __init__(self, units: int, positions: int, seed: int = 0) -> None:
         self.batch, self.positions = units, positions
-        self._banks = [_Bank(units, positions, (seed, units, positions, bank)) for bank in range(BANKS)]
+        self._seed = seed
 
     def step(self, a: Floats, b: Floats, d: Floats) -> Step:
         """One layer, from correlations a, b and d of shape [1, 1]."""
         batch, s, rest = self.batch, self.positions, max(self.batch - 2, 0)
         a0, b0, d0 = (float(v[0, 0]) for v in (a, b, d))
-        bank = self._banks[int(1e6 * (a0 + b0 + d0)) % BANKS]
+        bank = _bank(batch, s, self._seed, int(1e6 * (a0 + b0 + d0)) % BANKS)
         mean_b = max((b0 + (s - 1) * d0) / s, 0.0)
         spread = max(a0 + (1.0 - a0) / s - mean_b, 0.0)
         shared = min(max(b0 - d0, 0.0), max(1.0 - a0, 0.0))
@@ -56,8 +56,8 @@ class SharedSets:
         one, two, others, common = bank.mean
         one, two, others = (math.sqrt(spread) * v for v in (one, two, others))
         first, second, along, pattern = bank.residual
-        first, second, along = (math.sqrt(noise) * v for v in (first, second, along))
-        pattern = math.sqrt(shared) * pattern
+        first, second, along = (np.float32(math.sqrt(noise)) * v for v in (first, second, along))
+        pattern = np.float32(math.sqrt(shared)) * pattern
 
         mu = (one + two + math.sqrt(rest) * others) / batch
         between = one**2 + two**2 + others**2 + spread * bank.chi[0] - batch * mu * mu
@@ -68,19 +68,20 @@ class SharedSets:
         inverse = 1.0 / np.maximum(deviation / (batch * s), TINY)
 
         base = math.sqrt(mean_b) * common
-        x, other = ((base + m)[:, None] + r + pattern for m, r in ((one, first), (two, second)))
-        scale, centre = np.sqrt(inverse)[:, None], mu[:, None]
-        y, z, centred = x * scale, other * scale, (x - base[:, None] - centre) * scale
+        scale, inside, across_in, offset = (_column(v) for v in (np.sqrt(inverse), base + one, base + two, one - mu))
+        own = first + pattern
+        y, z, centred = (inside + own) * scale, (across_in + second + pattern) * scale, (offset + own) * scale
         q = float((y * y).mean()) / 2.0
         within_a = across = apart = 0.0
-        for sign in (1.0, -1.0):
-            f, g = np.maximum(sign * y, 0.0), np.maximum(sign * z, 0.0)
+        for _ in range(2):
+            f, g = np.maximum(y, 0.0), np.maximum(z, 0.0)
+            y, z = -y, -z
             same, everywhere = float((f * g).mean()), float((f.mean(axis=1) * g.mean(axis=1)).mean())
             within_a += _apart(float((f.mean(axis=1) ** 2).mean()), float((f * f).mean()), s) / 2.0
             across += same / 2.0
             apart += _apart(everywhere, same, s) / 2.0
         size = batch * s
-        gain = float((inverse[:, None] * (1.0 + (y - 2.0 * centred) * y / size)).mean()) / 2.0
+        gain = float((scale * scale * (1.0 + (y - 2.0 * centred) * y / size)).mean()) / 2.0
         values = (q, *(min(v / q, 1.0) for v in (within_a, across, apart)), gain)
         return Step(*(np.array([[v]]) for v in values))
 
@@ -90,13 +91,19 @@ class _Bank:
 
     def __init__(self, units: int, positions: int, seed: tuple[int, ...]) -> None:
         generator = np.random.Generator(np.random.PCG64(seed))
-        sets, rest = max(ELEMENTS // positions, 256), max(units - 2, 0)
+        sets, rest = ELEMENTS // positions, max(units - 2, 0)
         present = np.array([1.0, float(units > 1), float(rest > 0), 1.0])
         values = generator.standard_normal((4, sets, positions))
         values[3] = values[3] @ border_pattern(positions)
-        self.residual = (values - values.mean(axis=2, keepdims=True)) * present[:, None, None]
+        # half the bytes: nine tenths of the time goes into these
+        self.residual = ((values - values.mean(axis=2, keepdims=True)) * present[:, None, None]).astype(np.float32)
         self.mean = np.stack([_spread(sets, generator) for _ in range(4)]) * present[:, None]
         self.chi = (_chi2(rest - 1, sets, generator), _chi2((rest - 1) * (positions - 1), sets, generator))
+
+
+@lru_cache(maxsize=64)
+def _bank(units: int, positions: int, seed: int, number: int) -> _Bank:
+    return _Bank(units, positions, (seed, units, positions, number))
 
 
 @lru_cache(maxsize=64)
@@ -126,6 +133,10 @@ def _apart(everywhere: float, same: float, positions: int) -> float:
 def _spread(count: int, generator: np.random.Generator) -> Floats:
     """Standard normals that fill every slice of probability once, in random order."""
     return np.asarray(generator.permutation(normal_quantiles(count)), dtype=np.float64)
+
+
+def _column(values: Floats) -> NDArray[np.float32]:
+    return values.astype(np.float32)[:, None]
 
 
 def _chi2(freedom: int, count: int, generator: np.random.Generator) -> Floats:

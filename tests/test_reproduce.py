@@ -47,3 +47,32 @@ def test_what_there_is_and_what_there_is_not(capsys):
 def test_the_studies_of_this_checkout(monkeypatch):
     monkeypatch.chdir(Path(__file__).parent)
     assert "medic" in studies()
+
+
+@pytest.mark.slow
+def test_beyond_batchnorm_runs_stops_and_goes_on(monkeypatch, capfd, tmp_path):
+    monkeypatch.chdir(Path(__file__).parent)
+    card = Path(__file__).parents[1] / "papers" / "beyond-batchnorm" / "README.md"
+    before = card.read_text()
+    command = [
+        "reproduce",
+        "beyond-batchnorm",
+        "--run",
+        "--scale",
+        "small",
+        "--workers",
+        "1",
+        "--out",
+        str(tmp_path / "o"),
+    ]
+    main([*command, "--limit", "2"])
+    assert "curves-small: 44 of 44 trials to run" in capfd.readouterr().out
+    assert {f.name for f in (tmp_path / "o").glob("*.svg")} >= {"curves-small.svg", "depth.svg"}
+    main([*command, "--limit", "1"])
+    out = capfd.readouterr().out
+    assert "curves-small: 42 of 44 trials to run" in out
+    assert "| the paper's claim | here | held | scale |" in out
+    assert card.read_text() == before
+    with pytest.raises(SystemExit):
+        main([*command, "--limit", "0"])
+    assert "--limit must be at least 1" in capfd.readouterr().err

@@ -24,11 +24,11 @@ from itertools import pairwise
 from pathlib import Path
 
 from layerscope import study
-from layerscope.study import fitting, rowfile
-from layerscope.study.hit_rates import hit_rates
+from layerscope.study import fitting, lists, rowfile
+from layerscope.study.hit_rates import cleanest, hit_rates
 from layerscope.study.rejudge import rejudge, rejudged
 from layerscope.study.scoring import Entry, Score, entries, evaluate, leave_one_out
-from layerscope.study.summary_card import BASELINES, INIT, MICRO, Scorecard, parts, scorecard, strata_columns
+from layerscope.study.summary_card import BASELINES, INIT, MICRO, Scorecard, members, parts, scorecard, strata_columns
 from layerscope.study.trials import hardware
 from layerscope.verdict import evidence
 from layerscope.verdict.thresholds import DEFAULT
@@ -118,7 +118,12 @@ def cutoffs(rows: Path) -> str:
         "growth_total": (0.0, 4.0, 8.0, 20.0, 100.0),
         "growth_bad": (1.3, 1.5, 1.8, 2.2),
         "vanish_bad": (1e-6, 1e-5, 1e-4, 1e-3),
-        "noise_bad": (0.5, 1.0, 1.5, 3.0, 99.0),
+        "informative_caution": (0.05, 0.07, 0.1, 0.13),
+        "informative_bad": (0.01, 0.03, 0.05),
+        "pooled_caution": (0.02, 0.03, 0.04, 0.06, 0.1),
+        "pooled_bad": (0.006, 0.01, 0.02),
+        "noise_bad": (0.1, 0.2, 0.375, 0.8, 99.0),
+        "update_silent": (0.0, 1e-5, 1e-3, 5e-3),
         "steps_worse": (1.1, 1.3, 1.5, 2.0),
         "steps_stuck": (-9.0, 0.0, 0.01, 0.02, 0.05),
         "steps_learn": (0.1, 0.2, 0.3, 0.4, 2.0),
@@ -156,89 +161,130 @@ def fitted(dev: Sequence[Entry]) -> dict[str, object]:
 def publish(rows: Path) -> str:
     """Fit, then score; write the tables, the page's numbers and the package's data file."""
     what, table, everything = load(rows)
-    dev = [e for e in everything if not e.row["held_out"]]
-    held = [e for e in everything if e.row["held_out"]]
+    dev, held, clean = (members(what, everything, part) for part in ("development", "held-out", "fresh"))
     document = {
         "summary": {
             "study": "papers/beyond-batchnorm/study.toml",
             "trainings": len(everything),
             "development": len(dev),
             "held_out": len(held),
+            "fresh": len(clean),
             "failed": round(sum(e.fails for e in held) / len(held), 4),
             "rows_sha256": hashlib.sha256(rows.read_bytes()).hexdigest(),
         },
         "scores": fitted(dev),
         "rates": {
             basis: {label: asdict(rate) for label, rate in rates.items()}
-            for basis, rates in hit_rates(held, everything).items()
+            for basis, rates in cleanest(hit_rates(clean, everything), hit_rates(held, everything)).items()
         },
     }
     PACKAGE.write_text(json.dumps(document, indent=1) + "\n")
     evidence.load.cache_clear()
-    cards = {part: scorecard(what, table, part=part) for part in parts(what) if part != "all"}
+    cards = {part: scorecard(what, table, part=part) for part in parts(what) if part.startswith("fresh")}
+    listed = set(dict(what.lists)["fresh"])
+    older = [row for row in table if row["id"] not in listed]
+    cards |= {
+        part.replace("held-out", "before"): scorecard(what, older, part=part)
+        for part in parts(what)
+        if part.startswith(("held-out", "development"))
+    }
     text = "\n\n".join(f"## {part}\n\n```\n{card}\n```" for part, card in cards.items())
-    (HERE / "results" / "scores.md").write_text(f"# Scores\n\nWritten by `hit_rate.py publish`.\n\n{text}\n")
+    about = "Written by `hit_rate.py publish`. `fresh`: the clean test; `before`: held-out trainings run before it."
+    (HERE / "results" / "scores.md").write_text(f"# Scores\n\n{about}\n\n{text}\n")
     plain = {part: asdict(card) for part, card in cards.items()}
     (HERE / "results" / "scores.json").write_text(json.dumps(plain, indent=1) + "\n")
     (HERE / "results" / "ideas.txt").write_text(f"{ideas(rows)}\n\n{cutoffs(rows)}\n")
     (HERE / "results" / "misses.txt").write_text(misses(rows) + "\n")
     before, _, rest = PAGE.read_text().partition(MARKS[0])
-    numbers = f"{rates_table()}\n\n{goals_table(cards)}\n\n```\n{cards['held-out']}\n```"
+    numbers = f"{rates_table(clean, held, everything)}\n\n{goals_table(cards)}\n\n```\n{cards['fresh']}\n```"
     PAGE.write_text(f"{before}{MARKS[0]}\n\n{numbers}\n\n{MARKS[1]}{rest.partition(MARKS[1])[2]}")
     return text
 
 
-def rates_table() -> str:
-    """Hit rates of every kind of verdict, as Markdown."""
-    lines = ["| verdict | right if it | from initialization | usual | with 20 real steps |", "|---|---|---|---|---|"]
-    rates = evidence.load().rates
+FRESH_ABOUT = """\
+The clean test: held-out trials of set-ups (network, data, depth, batch size, learning rate) of which no trial had been
+run, at any seed, when this list was written, at seed 0, in the study's own order (rounds of one set-up of every network
+and data set, drawn by hash: layerscope.study.setups). Written by  hit_rate.py fresh  from the rows whose SHA-256 is
+{rows}
+and committed, together with the fitted scores that are judged, before any of these trials ran."""
+
+
+def fresh(rows: Path) -> str:
+    """Write the list of trials of the clean test: once, before they run."""
+    what = study.load(STUDY)
+    names = ("net", "data", "depth", "batch_size", "lr")
+
+    def setup(trial: study.Trial) -> tuple[object, ...]:
+        return tuple(trial.arguments[n] for n in names)
+
+    done = {r.id for r in rowfile.rows_of(rows)}
+    seen = {setup(t) for t in what.trials if t.id in done}
+    chosen = [t for t in what.trials if setup(t) not in seen and t.arguments["seed"] == 0 and what.is_held_out(t)]
+    about = FRESH_ABOUT.format(rows=hashlib.sha256(rows.read_bytes()).hexdigest())
+    lists.write(HERE / "fresh.txt", about, [t.id for t in chosen])
+    return f"{len(chosen)} trials of {len({setup(t) for t in chosen})} set-ups"
+
+
+def rates_table(clean: Sequence[Entry], held: Sequence[Entry], everything: Sequence[Entry]) -> str:
+    """Hit rates of every kind of verdict, as Markdown: in the clean test, and over all held-out trainings."""
+    found = [hit_rates(rows, everything) for rows in (clean, held)]
+    heads = [f"{name}, {basis}" for basis in ("from init", "20 steps") for name in ("clean test", "all held-out")]
+    lines = [f"| verdict | right if it | usual | {' | '.join(heads)} |", "|---" * (3 + len(heads)) + "|"]
     for label, meaning in evidence.MEANING.items():
-        cells = [rates[basis].get(label) for basis in ("init", "micro")]
+        cells = [rates[basis].get(label) for basis in ("init", "micro") for rates in found]
         said = [f"{r.right:.0%} [{r.low:.0%}, {r.high:.0%}] of {r.count}" if r else "never given" for r in cells]
         usual = next((f"{r.usual:.0%}" for r in cells if r), "-")
-        lines.append(f"| {label} | {meaning} | {said[0]} | {usual} | {said[1]} |")
+        lines.append(f"| {label} | {meaning} | {usual} | {' | '.join(said)} |")
     return "\n".join(lines)
 
 
 def goals_table(cards: dict[str, Scorecard]) -> str:
-    """What was aimed at and what came of it, on every part, as Markdown."""
-    names = [name for name in cards if name != "development"]
-    lines = [f"| goal | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
+    """What was aimed at and what came of it, in the clean test and before it, as Markdown."""
     goals: list[tuple[str, str, str, float]] = [
         ("AUROC for failing from initialization, at least 0.90", "risk", "auroc", 0.90),
         ("the same with 20 real steps, at least 0.95", "risk with steps", "auroc", 0.95),
         ("Spearman within set-ups from initialization, at least 0.60", "learned", "spearman", 0.60),
         ("the same with 20 real steps, at least 0.75", "learned with steps", "spearman", 0.75),
         ("(the score fitted to failing, Spearman with steps)", "risk with steps", "spearman", 0.75),
+        ("(loss after 20 steps, Spearman)", "loss after 20 steps", "spearman", math.inf),
         ("(reputation elsewhere, Spearman)", "reputation elsewhere", "spearman", math.inf),
         ("(reputation on the development part, Spearman)", "reputation, development", "spearman", math.inf),
     ]
-    for text, name, metric, least in goals:
-        found = [getattr(cards[part][name], metric) for part in names]
-        cells = [str(v) + (" met" if v.mean >= least else "") if v else "-" for v in found]
-        lines.append(f"| {text} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    tables = []
+    for group, title in (("fresh", "the clean test"), ("before", "before it")):
+        names = [name for name in cards if name.startswith(group)]
+        heads = [f"{title}{name.removeprefix(group).replace(':', ', ')} ({cards[name].rows})" for name in names]
+        lines = [f"| goal | {' | '.join(heads)} |", "|---|" + "---|" * len(names)]
+        for text, name, metric, least in goals:
+            found = [getattr(cards[part][name], metric) for part in names]
+            cells = [str(v) + (" met" if v.mean >= least else "") if v else "-" for v in found]
+            lines.append(f"| {text} | {' | '.join(cells)} |")
+        tables.append("\n".join(lines))
+    return "\n\n".join(tables)
 
 
 def misses(rows: Path) -> str:
-    """Which held-out trainings the learned scores got most wrong, counted by what they have in common."""
-    _, _, everything = load(rows)
-    held = [e for e in everything if e.row["held_out"]]
+    """Which trainings the learned scores got most wrong, counted by what they have in common."""
+    what, _, everything = load(rows)
+    clean = members(what, everything, "fresh")
+    listed = {e.row["id"] for e in clean}
+    before = [e for e in members(what, everything, "held-out") if e.row["id"] not in listed]
     found = []
-    for name, formula in evidence.load().scores.items():
-        expected = {e.row["id"]: formula.expected(e.row) for e in held}
-        limit = sorted(expected.values())[sum(e.fails for e in held)]
-        kinds = {
-            "failed, though expected to train": [e for e in held if e.fails and expected[e.row["id"]] >= limit],
-            "trained, though expected to fail": [e for e in held if not e.fails and expected[e.row["id"]] < limit],
-        }
-        for title, wrong in kinds.items():
-            found.append(f"{name}: {len(wrong)} of {len(held)} {title}")
-            for column in ("norm", "net", "data", "lr", "batch_size", "depth"):
-                counts = Counter(e.row[column] for e in wrong)
-                all_of = Counter(e.row[column] for e in held)
-                top = sorted(counts, key=lambda v: -counts[v] / all_of[v])[:5]
-                found.append(f"  {column:10} " + ", ".join(f"{v} {counts[v]}/{all_of[v]}" for v in top))
+    for part, held in (("clean test", clean), ("held out before", before)):
+        for name, formula in evidence.load().scores.items():
+            expected = {e.row["id"]: formula.expected(e.row) for e in held}
+            limit = sorted(expected.values())[sum(e.fails for e in held)]
+            kinds = {
+                "failed, though expected to train": [e for e in held if e.fails and expected[e.row["id"]] >= limit],
+                "trained, though expected to fail": [e for e in held if not e.fails and expected[e.row["id"]] < limit],
+            }
+            for title, wrong in kinds.items():
+                found.append(f"{part}, {name}: {len(wrong)} of {len(held)} {title}")
+                for column in ("norm", "net", "data", "lr", "batch_size", "depth"):
+                    counts = Counter(e.row[column] for e in wrong)
+                    all_of = Counter(e.row[column] for e in held)
+                    top = sorted(counts, key=lambda v: -counts[v] / all_of[v])[:5]
+                    found.append(f"  {column:10} " + ", ".join(f"{v} {counts[v]}/{all_of[v]}" for v in top))
     return "\n".join(found)
 
 
@@ -279,6 +325,7 @@ def main() -> None:
         "publish": publish,
         "misses": misses,
         "rerun": rerun,
+        "fresh": fresh,
     }
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=commands)

@@ -1,4 +1,4 @@
-"""The table of the language-model study, from its committed rows.
+"""The table of the language-model study, from its committed rows; verdicts by the present rules.
 
 layerscope study run papers/beyond-batchnorm/language.toml
 layerscope study export papers/beyond-batchnorm/language.toml papers/beyond-batchnorm/results/language.jsonl.gz
@@ -11,7 +11,9 @@ import math
 from pathlib import Path
 from statistics import mean
 
+from layerscope import study
 from layerscope.study import rowfile
+from layerscope.study.rejudge import rejudge
 from layerscope.study.store import Row
 
 ROWS = Path(__file__).parent / "results" / "language.jsonl.gz"
@@ -30,7 +32,7 @@ def line(net: str, norm: str, rows: list[Row]) -> str:
     """One row of the table."""
     init = rows[0].result["init"]
     place = net.split("placement=")[1].replace(",branch=", ", ")
-    verdicts = "/".join(dict.fromkeys(str(r.result["verdict"]) for r in rows))
+    verdicts = "/".join(dict.fromkeys(rejudge(flat)[0] for flat in study.flatten(rows)))
     token = init["cosine_token"]
     rates = sorted({float(r.params["lr"]) for r in rows})
     cells = [place, norm, verdicts, "" if token is None else f"{token:.2f}", *(loss(rows, lr) for lr in rates)]

@@ -2,10 +2,14 @@
 
     layerscope reproduce beyond-batchnorm                       # figures and claims from the committed rows: seconds
     layerscope reproduce beyond-batchnorm --run                 # first run every trial that has no row yet (resumable)
-    layerscope reproduce beyond-batchnorm --run --only probes   # one part: probes, curves, groups or study
+    layerscope reproduce beyond-batchnorm --run --scale small   # only the parts that a CPU runs in minutes
+    layerscope reproduce beyond-batchnorm --run --only probes   # one part
+    layerscope reproduce beyond-batchnorm --run --scale small --limit 2 --out /tmp/try   # a taste, nothing committed
 
-``--run`` keeps its rows in results/NAME.sqlite, takes the committed ones as done, can be interrupted and goes on when
-called again. The curves want a GPU. Written: results/*.svg and the table of claims in README.md.
+Parts: probes, curves, groups, study, and curves-small, the curves at the scale of a CPU (curves and groups want a GPU).
+``--run`` keeps its rows in results/PART.sqlite, takes the committed ones as done, can be interrupted and goes on when
+called again. Written: results/*.svg and the table of claims in README.md; with ``--out`` everything goes to that
+folder, which begins empty.
 """
 
 from __future__ import annotations
@@ -26,10 +30,21 @@ from layerscope.study import rowfile
 from layerscope.study.statistics import spearman
 
 HERE = Path(__file__).parent
-RESULTS = HERE / "results"
-PARTS = {"probes": "probes", "curves": "curves", "groups": "groups", "study": "trials"}
+CARD = HERE / "README.md"
+#: Part -> its row file.
+PARTS = {
+    "probes": "probes",
+    "curves": "curves",
+    "groups": "groups",
+    "study": "trials",
+    "curves-small": "curves-small",
+}
+SCALES = {"all": tuple(PARTS), "small": ("probes", "curves-small")}
 MARKS = ("<!-- claims: written by reproduce.py -->", "<!-- end of claims -->")
 Rows = list[dict[str, Any]]
+
+#: Where one group of all channels stands on an axis of group sizes.
+ONE_GROUP = 512
 
 SIZES = {
     "instance": 1,
@@ -41,27 +56,29 @@ SIZES = {
 }
 
 
-def rows(part: str) -> Rows:
-    """Finished rows of a part, flat: those of a local run if there is one, else the committed ones."""
+def rows(part: str, folder: Path) -> Rows:
+    """Finished rows of a part, flat: those of a local run if there is one, else the row file."""
     what = study.load(HERE / f"{part}.toml")
-    local, committed = RESULTS / f"{part}.sqlite", RESULTS / f"{PARTS[part]}.jsonl.gz"
-    source = local if local.exists() else committed
+    local, kept = folder / f"{part}.sqlite", folder / f"{PARTS[part]}.jsonl.gz"
+    source = local if local.exists() else kept
     return [r for r in study.flatten(rowfile.rows_of(source), what) if r["state"] == "done"] if source.exists() else []
 
 
-def run(part: str) -> None:
-    """Run what a part has no row for, and write its row file."""
+def run(part: str, folder: Path, limit: int | None = None, workers: int | None = None) -> None:
+    """Run what a part has no row for, at most ``limit`` trials, and write its row file."""
     what = study.load(HERE / f"{part}.toml")
-    store, committed = RESULTS / f"{part}.sqlite", RESULTS / f"{PARTS[part]}.jsonl.gz"
-    if committed.exists():
-        with study.Store(store, write=True) as kept:
-            rowfile.merge(kept, rowfile.read(committed))
-            done = study.standing(what, kept)
-        if not done.left:
-            return
-    with study.Progress(len(what.trials)) as progress:
-        study.run(what, study.local(), store=store, watch=progress)
-    rowfile.write(rowfile.rows_of(store), committed)
+    store, kept = folder / f"{part}.sqlite", folder / f"{PARTS[part]}.jsonl.gz"
+    folder.mkdir(parents=True, exist_ok=True)
+    with study.Store(store, write=True) as results:
+        if kept.exists():
+            rowfile.merge(results, rowfile.read(kept))
+        before = study.standing(what, results)
+    print(f"{part}: {before.left} of {before.total} trials to run", flush=True)
+    if before.left:
+        ended = before.done + before.failed
+        with study.Progress(min(before.total, ended + (limit or before.left)), ended) as progress:
+            study.run(what, study.local(workers), store=store, watch=progress, limit=limit)
+        rowfile.write(rowfile.rows_of(store), kept)
 
 
 def series(row: Mapping[str, Any], name: str) -> list[float]:
@@ -82,21 +99,38 @@ def _points(values: Iterable[float], step: float = 1.0) -> list[tuple[float, flo
 # -- figures ---------------------------------------------------------------------------------------------------------
 
 
-def draw_curves(table: Rows) -> None:
-    """Training accuracy over steps, a panel for each architecture."""
-    nets = [n for n in ("cfg_10", "cfg_20", "resnet56", "resnet56:skipinit=true") if at(table, net=n)]
+def net_name(row: Mapping[str, Any]) -> str:
+    """The architecture of a row, whatever its width: ``resnet56`` or ``resnet56 with SkipInit``."""
+    name = str(row["net"])
+    return name.partition(":")[0] + (" with SkipInit" if "skipinit=true" in name else "")
+
+
+def scale(table: Rows) -> str:
+    """What rows were run on and at what size, in a few words."""
+    row = table[0]
+    width = str(row["net"]).partition("width=")[2].partition(",")[0] or "64"
+    image = str(row["data"]).partition("=")[2]
+    machines = sorted({str(r["hardware"]).partition(";")[0] for r in table})
+    return f"width {width}, {image} x {image}, {row['steps']} steps, {' and '.join(machines)}"
+
+
+def draw_curves(table: Rows, path: Path) -> None:
+    """Training accuracy over steps, a panel for each architecture and batch size."""
+    nets = [
+        n for n in ("cfg_10", "cfg_20", "resnet56", "resnet56 with SkipInit") if any(net_name(r) == n for r in table)
+    ]
     panels = []
-    for size in (256, 16):
+    for size in sorted({r["batch_size"] for r in table}, reverse=True):
         for net in nets:
-            chosen = at(table, net=net, batch_size=size)
+            chosen = [r for r in table if net_name(r) == net and r["batch_size"] == size]
             lines = {r["norm"]: _points(series(r, "accuracy"), r["steps"] / 20) for r in chosen}
             if lines:
                 panels.append(Panel(f"{net}, batch {size}", "step", "training accuracy", lines))
     if panels:
-        figures.write(RESULTS / "curves.svg", panels, columns=len(nets))
+        figures.write(path, panels, columns=len(nets))
 
 
-def draw_probes(table: Rows) -> None:
+def draw_probes(table: Rows, path: Path) -> None:
     """Second moment, similarity, rank and gradient along the depth."""
     few = ("batch", "layer", "instance", "group:size=8", "frn", "variance", "weight", "sws", "none", "evonorm-b0")
     panels = [
@@ -127,10 +161,14 @@ def draw_probes(table: Rows) -> None:
             log=True,
         )
     )
-    figures.write(RESULTS / "depth.svg", panels)
-    grouped = [r for r in plain if r["norm"] in SIZES or r["norm"] == "layer"]
+    figures.write(path, panels)
+
+
+def draw_ranks(table: Rows, path: Path) -> None:
+    """Rank, similarity and gradient along the depth, a line for each group size."""
+    grouped = [r for r in at(table, net="cfg_20") if r["norm"] in SIZES or r["norm"] == "layer"]
     figures.write(
-        RESULTS / "groups-at-init.svg",
+        path,
         [
             Panel(
                 "stable rank",
@@ -146,21 +184,26 @@ def draw_probes(table: Rows) -> None:
     )
 
 
-def draw_groups(table: Rows) -> None:
+def draw_groups(table: Rows, path: Path) -> None:
     """Mean training accuracy over the group size, for each batch size and learning rate."""
     lines: dict[str, list[tuple[float, float]]] = {}
     for r in table:
-        size = {"layer": 512}.get(r["norm"]) or int(r["norm"].partition("size=")[2])
-        lines.setdefault(f"batch {r['batch_size']}, rate {r['lr']:g}", []).append((size, r["outcome.mean_accuracy"]))
-    if lines:
-        panel = Panel(
-            "GroupNorm in cfg_20",
-            "channels a group (512: one group)",
-            "mean training accuracy",
-            {k: sorted(v) for k, v in sorted(lines.items())},
-            log_x=True,
+        lines.setdefault(f"batch {r['batch_size']}, rate {r['lr']:g}", []).append(
+            (_size(r), r["outcome.mean_accuracy"])
         )
-        figures.write(RESULTS / "groups.svg", [panel])
+    panel = Panel(
+        "GroupNorm in cfg_20",
+        f"channels a group ({ONE_GROUP}: one group)",
+        "mean training accuracy",
+        {k: sorted(v) for k, v in sorted(lines.items())},
+        log_x=True,
+    )
+    figures.write(path, [panel])
+
+
+def _size(row: Mapping[str, Any]) -> int:
+    """Channels a group; one group of all stands at the right end."""
+    return ONE_GROUP if row["norm"] == "layer" else int(row["norm"].partition("size=")[2])
 
 
 def similarity_panels(table: Rows) -> list[tuple[str, list[tuple[str, float, float]]]]:
@@ -174,7 +217,7 @@ def similarity_panels(table: Rows) -> list[tuple[str, list[tuple[str, float, flo
     return [(k, v) for k, v in found.items() if len(v) > 5 and max(a for _, _, a in v) > 0.3]
 
 
-def draw_similarity(table: Rows) -> None:
+def draw_similarity(table: Rows, path: Path) -> None:
     """Similarity at initialization against mean training accuracy."""
     panels = [
         Panel(
@@ -183,7 +226,7 @@ def draw_similarity(table: Rows) -> None:
         for title, points in similarity_panels(table)[:8]
     ]
     if panels:
-        figures.write(RESULTS / "similarity.svg", panels)
+        figures.write(path, panels)
 
 
 # -- claims ----------------------------------------------------------------------------------------------------------
@@ -191,44 +234,56 @@ def draw_similarity(table: Rows) -> None:
 Claim = tuple[str, str, bool | None]
 
 
-def claims(parts: Mapping[str, Rows]) -> list[Claim]:
-    """(what the paper says, our number, whether it held); None where there is too little to tell."""
+def claims(parts: Mapping[str, Rows]) -> list[tuple[Claim, str]]:
+    """((what the paper says, our number, whether it held; None where there is too little to tell), scale)."""
+    judges: tuple[tuple[str, Callable[[Rows], Iterable[Claim]]], ...] = (
+        ("probes", _forward_claims),
+        ("probes", _group_claims),
+        ("curves", _curve_claims),
+        ("curves-small", _curve_claims),
+        ("groups", _trade_off_claims),
+        ("study", _similarity_claims),
+    )
     return [
-        *_forward_claims(parts["probes"]),
-        *_group_claims(parts["probes"]),
-        *_curve_claims(parts["curves"]),
-        *_trade_off_claims(parts["groups"]),
-        *_similarity_claims(parts["study"]),
+        (claim, _scale_of(part, parts[part])) for part, judge in judges if parts[part] for claim in judge(parts[part])
     ]
 
 
-def _forward_claims(table: Rows) -> Iterable[Claim]:
-    def factor(norm: str, net: str) -> float:
-        ms = series(at(table, net=net, norm=norm)[0], "ms")
-        return (ms[8] / ms[1]) ** (1 / 7)
+def _scale_of(part: str, table: Rows) -> str:
+    return {"probes": "width 64 and 32, 32 x 32, at initialization", "study": "width 8, 16 x 16, 200 steps, CPU"}.get(
+        part
+    ) or scale(table)
 
-    if not table:
-        return
-    loose = {n: factor(n, "resnet56") for n in ("none", "weight", "sws")}
-    held = {n: factor(n, "resnet56") for n in ("batch", "layer", "instance", "group:size=8", "frn", "variance")}
-    yield (
-        "Without activation statistics the signal grows exponentially in a ResNet; with them at most linearly",
-        f"per block of stage 1: {_list(loose)}; {_list(held)}",
-        min(loose.values()) > 1.8 and max(held.values()) < 1.4,
-    )
-    cured = {n: factor(n, "resnet56:skipinit=true") for n in ("none", "sws", "batch", "weight")}
-    yield (
-        "SkipInit removes the growth",
-        f"per block: {_list(cured)}",
-        all(abs(v - 1) < 0.01 for n, v in cured.items() if n != "weight") and cured["weight"] < 1.01,
-    )
+
+def _forward_claims(table: Rows) -> Iterable[Claim]:
+    def factors(net: str, *names: str) -> dict[str, float]:
+        found = {r["norm"]: series(r, "ms") for r in at(table, net=net)}
+        return {n: (found[n][8] / found[n][1]) ** (1 / 7) for n in names if n in found}
+
+    loose = factors("resnet56", "none", "weight", "sws")
+    held = factors("resnet56", "batch", "layer", "instance", "group:size=8", "frn", "variance")
+    if len(loose) + len(held) == 9:
+        yield (
+            "Without activation statistics the signal grows exponentially in a ResNet; with them at most linearly",
+            f"per block of stage 1: {_list(loose)}; {_list(held)}",
+            min(loose.values()) > 1.8 and max(held.values()) < 1.4,
+        )
+    cured = factors("resnet56:skipinit=true", "none", "sws", "batch", "weight")
+    if len(cured) == 4:
+        yield (
+            "SkipInit removes the growth",
+            f"per block: {_list(cured)}",
+            all(abs(v - 1) < 0.01 for n, v in cured.items() if n != "weight") and cured["weight"] < 1.01,
+        )
 
 
 def _group_claims(table: Rows) -> Iterable[Claim]:
     sized = {
-        SIZES.get(r["norm"], 512): r for r in at(table, net="cfg_20") if r["norm"] in SIZES or r["norm"] == "layer"
+        SIZES.get(r["norm"], ONE_GROUP): r
+        for r in at(table, net="cfg_20")
+        if r["norm"] in SIZES or r["norm"] == "layer"
     }
-    if not sized:
+    if len(sized) <= len(SIZES):
         return
     order = sorted(sized)
     rank = [series(sized[g], "rank")[-1] for g in order]
@@ -247,23 +302,25 @@ def _group_claims(table: Rows) -> Iterable[Claim]:
 
 
 def _curve_claims(table: Rows) -> Iterable[Claim]:
-    def accuracy(net: str, norm: str, size: int = 256) -> float | None:
-        found = at(table, net=net, norm=norm, batch_size=size)
+    size = max(r["batch_size"] for r in table)
+
+    def accuracy(net: str, norm: str) -> float | None:
+        found = [r for r in at(table, norm=norm, batch_size=size) if net_name(r) == net]
         return found[0]["outcome.mean_accuracy"] if found else None
 
     for net in ("cfg_10", "cfg_20"):
         layer, batch = accuracy(net, "layer"), accuracy(net, "batch")
         if layer is not None and batch is not None:
             yield (
-                f"LayerNorm is slow ({net}, batch 256)",
+                f"LayerNorm is slow ({net}, batch {size})",
                 f"mean accuracy {layer:.2f} against BatchNorm {batch:.2f}",
                 layer < batch - 0.02,
             )
-    weight, cured = accuracy("resnet56", "weight"), accuracy("resnet56:skipinit=true", "weight")
+    weight, cured = accuracy("resnet56", "weight"), accuracy("resnet56 with SkipInit", "weight")
     if weight is not None:
         text = f"mean accuracy {weight:.2f}" + (f"; with SkipInit {cured:.2f}" if cured is not None else "")
         yield "WeightNorm cannot be trained in a ResNet without SkipInit", text, weight < 0.15
-    none, none_cured = accuracy("resnet56", "none"), accuracy("resnet56:skipinit=true", "none")
+    none, none_cured = accuracy("resnet56", "none"), accuracy("resnet56 with SkipInit", "none")
     if none is not None and none_cured is not None:
         yield (
             "SkipInit makes networks without norm trainable",
@@ -283,13 +340,13 @@ def _curve_claims(table: Rows) -> Iterable[Claim]:
 def _trade_off_claims(table: Rows) -> Iterable[Claim]:
     best: dict[tuple[int, float], list[tuple[float, int]]] = {}
     for r in table:
-        size = {"layer": 512}.get(r["norm"]) or int(r["norm"].partition("size=")[2])
-        best.setdefault((r["batch_size"], r["lr"]), []).append((r["outcome.mean_accuracy"], size))
+        best.setdefault((r["batch_size"], r["lr"]), []).append((r["outcome.mean_accuracy"], _size(r)))
+    sizes = {_size(r) for r in table}
     # where nothing gets clear of chance, the best size is noise
-    full = {k: v for k, v in best.items() if len(v) == 7 and max(v)[0] > 0.2}
+    full = {k: v for k, v in best.items() if len(v) == len(sizes) and max(v)[0] > 0.2}
     if full:
         chosen = {f"batch {b}, rate {lr:g}": max(v)[1] for (b, lr), v in sorted(full.items())}
-        inside = [s for s in chosen.values() if s not in (1, 512)]
+        inside = [s for s in chosen.values() if min(sizes) < s < max(sizes)]
         yield (
             "GroupNorm trades speed against stability: an intermediate group size trains best",
             f"best size: {', '.join(f'{k}: {s}' for k, s in chosen.items())}",
@@ -317,11 +374,23 @@ def _list(values: Mapping[str, float]) -> str:
     return ", ".join(f"{k} {v:.2f}" for k, v in values.items())
 
 
-def claims_table(found: Sequence[Claim]) -> str:
+def claims_table(found: Sequence[tuple[Claim, str]]) -> str:
     """As Markdown."""
     words = {True: "yes", False: "**no**", None: "not enough rows"}
-    lines = ["| the paper's claim | here | held |", "|---|---|---|"]
-    return "\n".join([*lines, *(f"| {claim} | {ours} | {words[held]} |" for claim, ours, held in found)])
+    lines = ["| the paper's claim | here | held | scale |", "|---|---|---|---|"]
+    return "\n".join(
+        [*lines, *(f"| {claim} | {ours} | {words[held]} | {size} |" for (claim, ours, held), size in found)]
+    )
+
+
+DRAWINGS: tuple[tuple[str, str, Callable[[Rows, Path], None]], ...] = (
+    ("probes", "depth", draw_probes),
+    ("probes", "groups-at-init", draw_ranks),
+    ("curves", "curves", draw_curves),
+    ("curves-small", "curves-small", draw_curves),
+    ("groups", "groups", draw_groups),
+    ("study", "similarity", draw_similarity),
+)
 
 
 def main() -> None:
@@ -329,26 +398,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", action="store_true", help="run the trials that have no row yet")
     parser.add_argument("--only", choices=PARTS, help="one part")
+    parser.add_argument("--scale", choices=SCALES, default="all", help="small: the parts that a CPU runs in minutes")
+    parser.add_argument("--limit", type=int, help="run at most this many trials of each part")
+    parser.add_argument("--workers", type=int, help="trials at a time; as many as there are processors, if left out")
+    parser.add_argument("--out", type=Path, help="keep rows, figures and claims there instead of beside the card")
     args = parser.parse_args()
-    chosen = [args.only] if args.only else list(PARTS)
+    if args.limit is not None and args.limit < 1:
+        parser.error(f"--limit must be at least 1, got {args.limit}")
+    folder = args.out or HERE / "results"
+    chosen = [args.only] if args.only else SCALES[args.scale]
     if args.run:
         for part in chosen:
-            run(part)
-    drawings: dict[str, Callable[[Rows], None]] = {
-        "probes": draw_probes,
-        "curves": draw_curves,
-        "groups": draw_groups,
-        "study": draw_similarity,
-    }
-    tables = {part: rows(part) for part in PARTS}
-    for part in chosen:
-        if tables[part]:
-            drawings[part](tables[part])
+            run(part, folder, args.limit, args.workers)
+    tables = {part: rows(part, folder) for part in PARTS}
+    for part, name, draw in DRAWINGS:
+        if part in chosen and tables[part]:
+            draw(tables[part], folder / f"{name}.svg")
     text = claims_table(claims(tables))
-    card = HERE / "README.md"
-    before, _, rest = card.read_text().partition(MARKS[0])
-    if rest:
-        card.write_text(f"{before}{MARKS[0]}\n\n{text}\n\n{MARKS[1]}{rest.partition(MARKS[1])[2]}")
+    if args.out is None:
+        before, _, rest = CARD.read_text().partition(MARKS[0])
+        CARD.write_text(f"{before}{MARKS[0]}\n\n{text}\n\n{MARKS[1]}{rest.partition(MARKS[1])[2]}")
+    elif folder.exists():
+        (folder / "claims.md").write_text(text + "\n")
     print(text)
 
 

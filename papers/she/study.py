@@ -77,17 +77,18 @@ def collect(study: str, store: Path | None = None, hardware: str = "CPU") -> Non
 
     Args:
         study: ``survival``, ``distortion`` or ``norms``.
-        store: SQLite file, if it is not beside the study file.
+        store: SQLite file, if not the one that `layerscope study run` writes.
         hardware: What they were trained on, for the rows.
     """
     target = RESULTS / f"{study}.jsonl"
     known = {json.dumps(row["params"], sort_keys=True) for row in read(target)}
     keep = compact if study in ("distortion", "norms") else dict
-    with studies.Store(store or HERE / f"{study}.sqlite") as kept, target.open("a") as file:
+    file = studies.store_path(studies.load(HERE / f"{study}.toml"), store)
+    with studies.Store(file) as kept, target.open("a") as out:
         for row in kept.rows():
             params = {k: v for k, v in row.params.items() if k != "device"}
             if row.state == "done" and json.dumps(params, sort_keys=True) not in known:
-                file.write(json.dumps({"params": params, "hardware": hardware, **keep(row.result)}) + "\n")
+                out.write(json.dumps({"params": params, "hardware": hardware, **keep(row.result)}) + "\n")
 
 
 def compact(result: dict[str, Any]) -> dict[str, Any]:

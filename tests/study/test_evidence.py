@@ -9,10 +9,10 @@ import pytest
 from layerscope import study
 from layerscope.study import rowfile
 from layerscope.study.fitting import fit
-from layerscope.study.hit_rates import hit_rates
+from layerscope.study.hit_rates import cleanest, hit_rates
 from layerscope.study.rejudge import rejudged
 from layerscope.study.scoring import entries
-from layerscope.study.summary_card import strata_columns
+from layerscope.study.summary_card import members, strata_columns
 from layerscope.verdict import evidence
 
 PAPER = Path(__file__).resolve().parents[2] / "papers" / "beyond-batchnorm"
@@ -27,15 +27,33 @@ def trainings():
 
 
 def test_the_packaged_hit_rates_are_those_of_the_committed_rows(trainings):
-    held = [e for e in trainings if e.row["held_out"]]
+    what = study.load(PAPER / "study.toml")
+    held, clean = (members(what, trainings, part) for part in ("held-out", "fresh"))
     packaged = evidence.load()
     assert packaged.summary["trainings"] == len(trainings) >= 1000
     assert packaged.summary["held_out"] == len(held)
     assert packaged.summary["rows_sha256"] == hashlib.sha256(ROWS.read_bytes()).hexdigest()
-    for basis, rates in hit_rates(held, trainings).items():
+    assert packaged.summary["fresh"] == len(clean)
+    for basis, rates in cleanest(hit_rates(clean, trainings), hit_rates(held, trainings)).items():
         assert packaged.rates[basis].keys() == rates.keys()
         for label, rate in rates.items():
-            assert asdict(packaged.rates[basis][label]) == pytest.approx(asdict(rate), abs=1e-3)
+            mine, theirs = asdict(packaged.rates[basis][label]), asdict(rate)
+            assert mine.pop("source") == theirs.pop("source")
+            assert mine == pytest.approx(theirs, abs=1e-3)
+
+
+def test_the_list_of_the_clean_test_was_written_before_its_trials_ran(trainings):
+    what = study.load(PAPER / "study.toml")
+    columns = strata_columns(what)
+    clean = {t.id: tuple(str(t.arguments[c]) for c in columns) for t in what.listed("fresh")}
+    others = {e.stratum for e in trainings if e.row["id"] not in clean}
+    # nothing of its set-ups, at any seed, stands among the other rows
+    assert not others & set(clean.values())
+    assert all(what.is_held_out(t) and t.arguments["seed"] == 0 for t in what.listed("fresh"))
+    # what ran is the beginning of the list
+    have = {e.row["id"] for e in trainings}
+    ran = [t.id in have for t in what.listed("fresh")]
+    assert ran == sorted(ran, reverse=True)
 
 
 def test_the_packaged_scores_are_fits_to_the_development_part_alone(trainings):

@@ -40,6 +40,20 @@ def test_a_study_inline_and_on_processes_gives_the_same_rows(tmp_path):
     assert len(rows(tmp_path / "b.sqlite")) == 40
 
 
+def test_results_lie_in_the_results_folder_where_there_is_one(tmp_path):
+    file = tmp_path / "s.toml"
+    file.write_text('[study]\ntrial = "study.dummies:anything"\n[grid]\nnorm = ["a", "b"]\n[fixed]\nnet = "x"\n')
+    assert store_path(load(file)) == tmp_path / "s.sqlite"
+    (tmp_path / "results").mkdir()
+    assert store_path(load(file)) == tmp_path / "results" / "s.sqlite"
+    run(load(file), inline)
+    assert not list(tmp_path.glob("*.sqlite*"))
+    # a study that was begun before goes on where it is
+    (tmp_path / "s.sqlite").touch()
+    assert store_path(load(file)) == tmp_path / "s.sqlite"
+    assert store_path(load(file), "elsewhere.sqlite") == Path("elsewhere.sqlite")
+
+
 def test_only_what_is_left_is_run(tmp_path):
     study = make("square", {"x": list(range(10))})
     seen = []

@@ -74,12 +74,27 @@ def test_recursion_agrees_with_zero_padded_nets(spec, norm, sides):
     assert said.rate == pytest.approx(mean(r.rate for r in runs), abs=said.rate_error)
 
 
-def test_variance_norm_is_covered_within_its_wider_error():
-    runs = [nets.padded_net(nets.variance, SHRINKING, seed=s) for s in (0, 1)]
-    said = predict("variance", depth=20, width=128, positions=[s * s for s in SHRINKING], batch_size=16)
+@pytest.mark.parametrize("sides", [SHRINKING, [4] * 20, [2] * 20])
+def test_variance_norm_on_padded_maps_knows_the_pattern_of_the_border(sides):
+    runs = [nets.padded_net(nets.variance, sides, seed=s) for s in (0, 1)]
+    said = predict("variance", depth=20, width=128, positions=[s * s for s in sides], batch_size=16)
+    assert said.cosine_error <= 0.08
     assert said.cosine == pytest.approx(mean(r.cosines[-1] for r in runs), abs=said.cosine_error)
     assert said.rate == pytest.approx(mean(r.rate for r in runs), abs=said.rate_error)
-    assert any("finite width" in note for note in said.notes)
+
+
+def test_variance_norm_without_a_border_states_an_error_by_its_width():
+    runs = [nets.mlp(nets.variance, width=w, seed=1) for w in (64, 256)]
+    said = [predict("variance", depth=20, width=w, batch_size=64) for w in (64, 256)]
+    for run, p in zip(runs, said, strict=True):
+        assert p.cosine == pytest.approx(run.cosines[-1], abs=p.cosine_error)
+        assert p.rate == pytest.approx(run.rate, abs=p.rate_error)
+        assert any("narrow networks" in note for note in p.notes)
+    assert said[0].cosine_error > said[1].cosine_error > predict("variance", depth=20, batch_size=64).cosine_error
+    conv = nets.conv_net(nets.variance, seed=1)
+    on_circular = predict("variance", depth=20, width=128, positions=64, batch_size=16, padding="circular")
+    assert on_circular.cosine == pytest.approx(conv.cosines[-1], abs=on_circular.cosine_error)
+    assert on_circular.rate == pytest.approx(conv.rate, abs=on_circular.rate_error)
 
 
 def test_cosine_rises_and_rate_falls_with_the_group_size_in_theory_and_in_nets():

@@ -21,12 +21,13 @@ def run(
     address: str | None = None,
     retry_failed: bool = False,
     limit: int | None = None,
+    only: str | None = None,
 ) -> None:
     """Run every trial of a study that has no result yet. Ctrl-C loses only the trials in flight; run again to go on.
 
     Args:
         file: A study file (TOML).
-        store: Where results are kept; beside the study file if left out.
+        store: Where results are kept; beside the study file, or in its folder results, if left out.
         engine: Processes of this machine, a Ray cluster, or this process.
         workers: Trials at a time; as many as there are processors, if left out.
         threads: Threads (with ray: processors) for each trial.
@@ -34,6 +35,7 @@ def run(
         address: Of a running Ray cluster, such as auto; left out, Ray is started here.
         retry_failed: Run failed trials again.
         limit: Run at most this many trials now.
+        only: Run the trials of one of the file's [lists], in its order.
     """
     from layerscope import study as studies
 
@@ -44,14 +46,17 @@ def run(
     elif engine == "ray":
         executor = studies.on_ray(address, workers=workers, cpus=threads, gpus=gpus)
     path = studies.store_path(study, store)
+    wanted = study.trials if only is None else study.listed(only)
     ended = 0
     if path.exists():
         with studies.Store(path) as kept:
-            before = studies.standing(study, kept)
-            ended = before.done + (0 if retry_failed else before.failed)
+            states = kept.states()
+            ended = sum(states.get(t.id) == "done" or (t.id in states and not retry_failed) for t in wanted)
     try:
-        with studies.Progress(len(study.trials), ended) as progress:
-            now = studies.run(study, executor, store=path, retry_failed=retry_failed, watch=progress, limit=limit)
+        with studies.Progress(len(wanted), ended) as progress:
+            now = studies.run(
+                study, executor, store=path, retry_failed=retry_failed, watch=progress, limit=limit, only=only
+            )
     except KeyboardInterrupt:
         print(f"\nstopped; every finished trial is in {path}. To go on:  layerscope study resume {file}")
         raise
@@ -73,7 +78,7 @@ def resume(
 
     Args:
         file: A study file (TOML).
-        store: Where results are kept; beside the study file if left out.
+        store: Where results are kept; beside the study file, or in its folder results, if left out.
         engine: Processes of this machine, a Ray cluster, or this process.
         workers: Trials at a time.
         threads: Threads (with ray: processors) for each trial.
@@ -93,7 +98,7 @@ def status(file: File, store: Path | None = None) -> None:
 
     Args:
         file: A study file (TOML).
-        store: Where results are kept; beside the study file if left out.
+        store: Where results are kept; beside the study file, or in its folder results, if left out.
     """
     from layerscope import study as studies
 
@@ -114,7 +119,7 @@ def show(
     Args:
         file: A study file (TOML).
         trial: The first digits of a trial's id: its arguments, numbers and, if it failed, its traceback.
-        store: Where results are kept; beside the study file if left out.
+        store: Where results are kept; beside the study file, or in its folder results, if left out.
         failed: Only trials that failed.
     """
     from layerscope import study as studies
@@ -137,7 +142,7 @@ def export(
     Args:
         file: A study file (TOML).
         out: A file that ends in .csv, .json or .parquet (a table), or in .jsonl or .jsonl.gz (rows).
-        store: Where results are kept; beside the study file if left out.
+        store: Where results are kept; beside the study file, or in its folder results, if left out.
     """
     from layerscope import study as studies
     from layerscope.study import rowfile
@@ -162,7 +167,7 @@ def merge(
     Args:
         file: A study file (TOML).
         sources: Stores (.sqlite) or row files (.jsonl, .jsonl.gz) of the same study.
-        store: Where results are kept; beside the study file if left out.
+        store: Where results are kept; beside the study file, or in its folder results, if left out.
     """
     from layerscope import study as studies
     from layerscope.errors import StudyError

@@ -24,15 +24,17 @@ _AXES = {
     "Forward": "Growth of the mean square of the activations from one step to the next, over the later half of each "
     f"stage. A linear law reads about ×1.16; beyond ×{LIMIT.growth_caution:g} is a caution, exponential growth beyond "
     f"×{LIMIT.growth_bad:g} is bad.",
-    "Information": "Mean cosine between different samples, at the last map or the classifier input, whichever is "
-    f"higher. Above {1 - LIMIT.informative_caution:g} is slow, above {1 - LIMIT.informative_bad:g} very slow; where a "
+    "Information": "Mean cosine between different samples. At the last map, above "
+    f"{1 - LIMIT.informative_caution:g} is slow and above {1 - LIMIT.informative_bad:g} very slow; after pooling, "
+    f"which brings all samples together, above {1 - LIMIT.pooled_caution:g} and {1 - LIMIT.pooled_bad:g}. Where a "
     "residual stream only adds what is not negative, all samples share more and the limits lie closer to 1 (dotted).",
     "Backward": "Scale-free gradient |dLoss/du| · rms(u) of the first layer over that of the last. In a plain net, "
-    f"beyond ×{LIMIT.gradient_caution:g} is a caution and beyond ×{LIMIT.gradient_bad:g} unstable; a residual stream "
+    f"beyond ×{LIMIT.gradient_caution:g} is a caution and beyond ×{LIMIT.gradient_bad:g} unstable (in deep ones, "
+    "beyond three times what BatchNorm does by itself, ×1.21 a layer); a residual stream "
     f"bears ×{numbers.power(round(math.log10(LIMIT.gradient_bad_residual)))}.",
     "Noise": "Batch-noise ratio ν: how much a sample's features vary with the other samples of its batch, over how "
-    f"much they vary between samples. Beyond {LIMIT.noise_caution:g} is a caution, beyond {LIMIT.noise_bad:g} "
-    "unstable. 0 for layers that do not see the batch.",
+    f"much they vary between samples. Beyond {LIMIT.noise_caution:g} is a caution, beyond {LIMIT.noise_bad:g} times "
+    "the batch size unstable. 0 for layers that do not see the batch.",
 }
 
 _COLOURS = (

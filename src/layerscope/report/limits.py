@@ -22,12 +22,13 @@ def informative_guides(profiles: Sequence[Profile], at_end: bool = False) -> tup
 
 def gradient_guides(profiles: Sequence[Profile]) -> tuple[Guide, ...]:
     """Gradients, as multiples of the last layer's, that raise an alarm; a residual stream bears more."""
-    kinds = Counter(trunk(p).kind for p in profiles).most_common(1)
+    kinds = Counter((trunk(p).kind, len(trunk(p).backward)) for p in profiles).most_common(1)
     if not kinds:
         return ()
-    residual = kinds[0][0] == "residual"
+    kind, layers = kinds[0][0]
+    caution, bad = DEFAULT.gradient(layers, residual=kind == "residual")
     return (
-        Guide(DEFAULT.gradient_bad_residual if residual else DEFAULT.gradient_bad, "unstable above", at_end=True),
-        Guide(DEFAULT.gradient_bad if residual else DEFAULT.gradient_caution, "caution above", at_end=True),
+        Guide(bad, "unstable above", at_end=True),
+        Guide(caution, "caution above", at_end=True),
         Guide(DEFAULT.gradient_vanish_caution, "shrinking below", at_end=True),
     )

@@ -32,6 +32,9 @@
     [split]                                              # optional: which trials are held out, written down before
     norm = ["frn"]                                       # the runs; a trial that matches any line is held out
     data = ["fashion-mnist:size=16"]
+
+    [lists]                                              # optional: trials by name, see study.lists
+    fresh = "fresh.txt"
 """
 
 from __future__ import annotations
@@ -46,12 +49,13 @@ from pathlib import Path
 from typing import Any
 
 from layerscope.errors import StudyError, did_you_mean
+from layerscope.study import lists as named
 from layerscope.study.setups import Setups
 from layerscope.study.trial import Trial, Value, function_of, signature_of
 
 DEFAULT_TRIAL = "layerscope.study.trials:probe_and_train"
 
-_SECTIONS = ("study", "grid", "fixed", "exclude", "design", "split")
+_SECTIONS = ("study", "grid", "fixed", "exclude", "design", "split", "lists")
 _STUDY_KEYS = ("name", "trial", "about")
 _DESIGN_KEYS = ("trials", "strata", "seed", "within", "setups", "square", "repeats")
 
@@ -71,6 +75,7 @@ class Study:
     design_seed: int
     held_out: tuple[tuple[str, tuple[Value, ...]], ...]
     setups: Setups | None = None
+    lists: named.Lists = ()
     path: Path | None = None
 
     @cached_property
@@ -94,6 +99,19 @@ class Study:
         """The lines of the file's ``[split]`` that set this trial aside."""
         given = trial.arguments
         return tuple(name for name, values in self.held_out if given[name] in values)
+
+    def listed(self, name: str) -> tuple[Trial, ...]:
+        """The trials of one of the file's ``[lists]``, in its order.
+
+        Raises:
+            StudyError: no such list.
+        """
+        known = dict(self.lists)
+        if name not in known:
+            told = did_you_mean(name, known) if known else "the study file has no [lists]"
+            raise StudyError(f"no list {name!r}: {told}")
+        trials = {t.id: t for t in self.trials}
+        return tuple(trials[i] for i in known[name])
 
     def distinct(self) -> dict[str, tuple[Value, ...]]:
         """Every value that an argument takes in any trial."""
@@ -159,10 +177,12 @@ def parse(document: Mapping[str, Any], path: Path | None = None) -> Study:
         design_seed=_whole(design, "seed", 0, 0) or 0,
         held_out=_rule(_table(document, "split"), names, "split"),
         setups=_setups(design, grid, names),
+        lists=named.read(_table(document, "lists"), path.parent if path else Path()),
         path=path,
     )
     if not study.trials:
         raise StudyError("every combination of the grid is excluded; nothing is left to run")
+    named.check(study.lists, (t.id for t in study.trials))
     return study
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from statistics import median
 from typing import Any
 
@@ -14,6 +15,9 @@ from layerscope.verdict.types import LABELS
 
 #: The column that holds the verdict, for each basis it can rest on.
 COLUMNS = {"init": "verdict", "micro": "micro.verdict"}
+
+#: A fresh hit rate of fewer trainings is not published alone.
+FEWEST = 30
 
 Right = Callable[[Entry], bool]
 
@@ -54,6 +58,21 @@ def hit_rates(
             if label in right and chosen:
                 found[basis][label] = _rate(chosen, rows, right[label], draws)
     return found
+
+
+def cleanest(
+    fresh: dict[str, dict[str, HitRate]], held_out: dict[str, dict[str, HitRate]]
+) -> dict[str, dict[str, HitRate]]:
+    """For each kind of verdict, the fresh rate where it rests on enough trainings, else that of all held-out ones."""
+    return {
+        basis: {
+            label: replace(found, source="fresh")
+            if (found := fresh.get(basis, {}).get(label)) and found.count >= FEWEST
+            else rate
+            for label, rate in rates.items()
+        }
+        for basis, rates in held_out.items()
+    }
 
 
 def _rate(chosen: Sequence[Entry], rows: Sequence[Entry], right: Right, draws: int) -> HitRate:

@@ -1,7 +1,7 @@
 """The verdict of a finished trial by the present rules and cut-offs, from what its row holds.
 
-A study's rows keep the numbers, not the whole profile, so that rules can change without training again. The cut-offs of
-the axes I and B are those that the trial was run with; F and N are judged anew, as are the real steps.
+A study's rows keep the numbers, not the whole profile, so that rules can change without training again: all four axes
+are judged anew, and so are the real steps.
 """
 
 from __future__ import annotations
@@ -11,7 +11,15 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
-from layerscope.verdict.decision import Facts, decide, forward_level
+from layerscope.verdict.decision import (
+    Facts,
+    backward_level,
+    decide,
+    forward_level,
+    have_collapsed,
+    informative_level,
+    noise_level,
+)
 from layerscope.verdict.early import is_diverged, is_learning, is_stuck
 from layerscope.verdict.features import number
 from layerscope.verdict.thresholds import DEFAULT, Thresholds
@@ -31,18 +39,19 @@ def rejudge(row: Mapping[str, Any], limits: Thresholds = DEFAULT) -> tuple[Label
         row: a flat row of a trial that ran :func:`layerscope.study.trials.probe_and_train`.
         limits: cut-offs.
     """
-    noise, forward, backward = _level(row, "N"), _forward(row, limits), _level(row, "B")
+    noise, forward, backward = _level(row, "N"), _forward(row, limits), _backward(row, limits)
     nu = number(row, "axes.N")
     if noise != "unknown" and nu is not None:
-        noise = "bad" if not nu <= limits.noise_bad else "caution" if nu > limits.noise_caution else "good"
+        noise = noise_level(nu, int(row.get("batch_size", 1)), limits)
     ratio = number(row, "axes.B")
     facts = Facts(
         forward=forward,
-        informative=_level(row, "I"),
+        informative=_informative(row, limits),
         backward=backward,
         noise=noise,
+        silent=_is_silent(row, limits),
         shrinks=ratio is not None and ratio < 1,
-        tiny_sets=row.get("verdict") == "unstable" and "bad" not in (_level(row, "N"), backward),
+        tiny_sets=row.get("verdict") == "unstable" and "bad" not in (_level(row, "N"), _level(row, "B")),
         inactive="skipinit=true" in str(row.get("net")),
     )
     losses = [float(v) for v in _series(row, "micro.losses")]
@@ -79,6 +88,60 @@ def _forward(row: Mapping[str, Any], limits: Thresholds) -> Level:
         return stored
     exponential = stored == "bad" or factor <= _GROWTH_THEN
     return forward_level(factor, exponential, ms[-1] / ms[0], len(ms), limits)
+
+
+def _backward(row: Mapping[str, Any], limits: Thresholds) -> Level:
+    stored, ratio = _level(row, "B"), number(row, "axes.B")
+    if stored == "unknown" or ratio is None:
+        return stored
+    layers = sum(v is not None for v in _series(row, "series.grad"))
+    return backward_level(ratio, layers, _kind(row) == "residual", limits)
+
+
+def _is_silent(row: Mapping[str, Any], limits: Thresholds) -> bool:
+    update, loss = number(row, "init.update_max"), number(row, "init.probe_loss")
+    return update is not None and bool(loss) and update / min(1.0, abs(loss or 0.0)) < limits.update_silent
+
+
+def _informative(row: Mapping[str, Any], limits: Thresholds) -> Level:
+    stored = _level(row, "I")
+    cosines = [c for c in (number(row, "init.cosine"), number(row, "init.cosine_pooled")) if c is not None]
+    if stored == "unknown" or any(math.isnan(c) for c in cosines):
+        return stored
+    if _has_tokens(row):
+        between = [float(v) for v in _series(row, "path.token_cosines") if v is not None]
+        if not between and (last := number(row, "init.cosine_token")) is not None:
+            between = [0.0, last]  # from before the first one was kept
+        if between and have_collapsed(between[0], between[-1], bool(cosines), limits):
+            return "bad"
+        score = number(row, "axes.I")
+        return "good" if score is None or score >= limits.informative_bad else "caution"
+    if not cosines:
+        return stored
+    level = informative_level(1 - cosines[0], 1 - cosines[-1], _stream_blocks(row), limits)
+    # residual branches that add nothing yet are never worse than a caution
+    return "caution" if level == "bad" and "skipinit=true" in str(row.get("net")) else level
+
+
+def _kind(row: Mapping[str, Any]) -> str:
+    """Residual or plain; rows from before it was kept say so by the name of their network."""
+    plain = str(row.get("net")).startswith(("plain", "mlp", "uniform", "cfg", "vgg"))
+    return str(row.get("path.kind", "plain" if plain else "residual"))
+
+
+def _has_tokens(row: Mapping[str, Any]) -> bool:
+    return bool(row.get("path.tokens", str(row.get("net")).startswith(("vit", "mixer", "gpt"))))
+
+
+def _stream_blocks(row: Mapping[str, Any]) -> int | None:
+    """As ``Trunk.stream_blocks``; of rows from before it was kept, post-activation ResNets have it."""
+    if "path.stream_blocks" in row:
+        found = number(row, "path.stream_blocks")
+        return None if found is None else int(found)
+    net, depth = str(row.get("net")), number(row, "depth")
+    if not net.startswith("resnet") or "preact=true" in net or depth is None:
+        return None
+    return max(1, round(depth / 6))
 
 
 def _level(row: Mapping[str, Any], axis: str) -> Level:

@@ -34,10 +34,18 @@ Watcher = Callable[[Trial, Outcome, Standing], None]
 
 
 def store_path(study: Study, store: str | Path | None = None) -> Path:
-    """Where results are kept: ``store``, or the study file's name with ``.sqlite``."""
+    """Where results are kept: ``store``, or the study file's name with ``.sqlite``.
+
+    That file lies in the folder ``results`` beside the study file where there is one, else beside the study file; a
+    store that is already beside it is used in any case.
+    """
     if store is not None:
         return Path(store)
-    return study.path.with_suffix(".sqlite") if study.path else Path(f"{study.name}.sqlite")
+    if study.path is None:
+        return Path(f"{study.name}.sqlite")
+    beside = study.path.with_suffix(".sqlite")
+    results = study.path.parent / "results"
+    return results / beside.name if results.is_dir() and not beside.exists() else beside
 
 
 def standing(study: Study, store: Store) -> Standing:
@@ -56,6 +64,7 @@ def run(
     retry_failed: bool = False,
     watch: Watcher | None = None,
     limit: int | None = None,
+    only: str | None = None,
 ) -> Standing:
     """Run every trial that has no result yet; the same call starts, resumes and extends a study.
 
@@ -65,17 +74,19 @@ def run(
     Args:
         study: what to run.
         executor: where, see :mod:`layerscope.study.executors`.
-        store: the result store; beside the study file if not given.
+        store: the result store; by :func:`store_path` if not given.
         retry_failed: run failed trials again.
         watch: called after every trial.
         limit: run at most this many.
+        only: one of the study's lists; its trials run in its order.
 
     Raises:
         StudyError: the store cannot be used, or the trial function's own check finds something amiss beforehand.
     """
     with Store(store_path(study, store), write=True) as kept:
         states = kept.states()
-        left = [t for t in study.trials if t.id not in states or (retry_failed and states[t.id] == "failed")][:limit]
+        wanted = study.trials if only is None else study.listed(only)
+        left = [t for t in wanted if t.id not in states or (retry_failed and states[t.id] == "failed")][:limit]
         if left:
             check(study)
         now = standing(study, kept)

@@ -58,10 +58,27 @@ class Scorecard:
 
 
 def parts(study: Study) -> tuple[str, ...]:
-    """Names of the parts that a study's trainings fall into."""
-    if not study.held_out:
-        return ("all",)
-    return ("all", "development", "held-out", *(f"held-out:{name}" for name, _ in study.held_out))
+    """Names of the parts that a study's trainings fall into.
+
+    With a split: ``development``, ``held-out`` and ``held-out:norm`` for each of its lines; every list of the study
+    by its name, and ``name:norm`` for what one line of the split holds out of it.
+    """
+    lines = [name for name, _ in study.held_out]
+    groups = [*(["held-out"] if lines else []), *(name for name, _ in study.lists)]
+    split = ["development"] if lines else []
+    return ("all", *split, *(part for group in groups for part in (group, *(f"{group}:{line}" for line in lines))))
+
+
+def members(study: Study, rows: Sequence[Entry], part: str) -> list[Entry]:
+    """The trainings of one of :func:`parts`."""
+    group, _, line = part.partition(":")
+    if group == "all":
+        return list(rows)
+    if group == "development":
+        return [e for e in rows if not e.row.get("held_out")]
+    listed = set(dict(study.lists).get(group, ()))
+    chosen = [e for e in rows if (e.row.get("held_out") if group == "held-out" else e.row["id"] in listed)]
+    return [e for e in chosen if not line or line in str(e.row.get("held_out_by", "")).split()]
 
 
 def scorecard(study: Study, table: Sequence[Mapping[str, Any]], *, part: str = "all", draws: int = 1000) -> Scorecard:
@@ -79,9 +96,9 @@ def scorecard(study: Study, table: Sequence[Mapping[str, Any]], *, part: str = "
     if part not in parts(study):
         raise StudyError(f"no part {part!r}: {did_you_mean(part, parts(study))}")
     everything = entries(rejudged(table), strata_columns(study))
-    rows = [e for e in everything if _is_in(e, part)]
+    rows = members(study, everything, part)
     if not rows:
-        raise StudyError("there is no finished training to score")
+        raise StudyError(f"there is no finished training to score in part {part!r}")
     developed = [e for e in everything if not e.row.get("held_out")]
 
     def scored(scores: Mapping[str, Score]) -> tuple[Scored, ...]:
@@ -113,7 +130,7 @@ def scorecard(study: Study, table: Sequence[Mapping[str, Any]], *, part: str = "
                 (
                     *scored(BASELINES),
                     known("reputation elsewhere", everything),
-                    *((known("reputation, development", developed),) if part.startswith("held-out") else ()),
+                    *((known("reputation, development", developed),) if part not in ("all", "development") else ()),
                 ),
             ),
         ),
@@ -123,15 +140,6 @@ def scorecard(study: Study, table: Sequence[Mapping[str, Any]], *, part: str = "
 def strata_columns(study: Study) -> list[str]:
     """The arguments that tell set-ups apart."""
     return [name for name, values in study.distinct().items() if len(values) > 1 and name not in ("norm", "seed")]
-
-
-def _is_in(entry: Entry, part: str) -> bool:
-    if part == "all":
-        return True
-    if part == "development":
-        return not entry.row.get("held_out")
-    name = part.partition(":")[2]
-    return bool(entry.row.get("held_out")) if not name else name in str(entry.row.get("held_out_by", "")).split()
 
 
 def _label(column: str) -> Score:

@@ -76,7 +76,8 @@ def probe_and_train(
         level: of the probe.
 
     Returns:
-        ``verdict`` and the probe's numbers (``axes``, ``init``, ``series`` along the depth); ``micro``: 20 real steps
+        ``verdict`` and the probe's numbers (``axes``, ``init``, ``series`` along the depth, what kind of ``path`` that
+        is); ``micro``: 20 real steps
         at this learning rate on a copy, in another order of the data than training sees, with the verdict that knows
         them (``micro.verdict``); ``outcome``: what training did, with the accuracy in evaluation mode on up to 1,000
         test samples; ``curve`` in twenty parts; ``parameters``, ``hardware``.
@@ -116,6 +117,7 @@ def probe_and_train(
         "outcome": {**outcome(history, samples.classes), "test_accuracy": test.accuracy if test else None},
         "curve": curve(history),
         "series": series(profile),
+        "path": path_facts(profile),
         "parameters": sum(p.numel() for p in built.module.parameters() if p.requires_grad),
         "hardware": hardware(),
     }
@@ -220,6 +222,21 @@ def series(profile: Profile) -> dict[str, list[float | None]]:
         "cosine": [short(r.cosine) for r in path.forward],
         "rank": [short(r.stable_rank) for r in path.forward],
         "grad": [short(r.grad_scaled) for r in path.backward],
+    }
+
+
+def path_facts(profile: Profile) -> dict[str, Any]:
+    """What the rules want to know of the main path besides its numbers."""
+    from layerscope.verdict.axes import inactive_branches
+    from layerscope.verdict.trunk import trunk
+
+    path = trunk(profile)
+    return {
+        "kind": path.kind,
+        "tokens": path.tokens,
+        "stream_blocks": path.stream_blocks,
+        "inactive": inactive_branches(path),
+        "token_cosines": [short(r.cosine_token) for r in path.forward],
     }
 
 

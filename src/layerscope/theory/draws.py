@@ -42,7 +42,7 @@ class Draws:
 
     def normal(self) -> Floats:
         """One more standard normal, shape [n]."""
-        return _normal_quantiles(self.n)[self._order()]
+        return normal_quantiles(self.n)[self._order()]
 
     def chi2(self, freedom: NDArray[np.integer]) -> Floats:
         """One more chi-square for each of K configurations, shape [K, n].
@@ -63,7 +63,7 @@ class Draws:
 
 
 @lru_cache(maxsize=16)
-def _normal_quantiles(n: int) -> Floats:
+def normal_quantiles(n: int) -> Floats:
     """Normal quantiles at the middles of n equal slices of probability, scaled to variance 1."""
     inverse = NormalDist().inv_cdf
     q = np.array([inverse((i + 0.5) / n) for i in range(n)])
@@ -81,7 +81,7 @@ def _chi2_quantiles(n: int, freedom: int) -> Floats:
         q = np.interp(middles, np.array([_chi2_cdf(x, freedom) for x in grid]), grid)
     else:
         width = 2.0 / (9.0 * freedom)
-        q = freedom * (1.0 - width + math.sqrt(width) * _normal_quantiles(n)) ** 3
+        q = freedom * (1.0 - width + math.sqrt(width) * normal_quantiles(n)) ** 3
     return _frozen(q * (freedom / q.mean()))
 
 
@@ -105,5 +105,5 @@ def half_plane(across: int, along: int) -> tuple[Floats, Floats]:
 
     For integrands that do not change when both change sign.
     """
-    first, second = _normal_quantiles(2 * across)[across:], _normal_quantiles(along)
+    first, second = normal_quantiles(2 * across)[across:], normal_quantiles(along)
     return np.repeat(first, along), np.tile(second, across)

@@ -13,10 +13,15 @@ from layerscope.theory.kernels import CENTRED_COSINE
 from layerscope.theory.laws import Law
 from layerscope.theory.padding import NO_BORDER, Border, border, kept_by_layer
 from layerscope.theory.sets import LARGE, Across, ChannelSets, Layer, SampleSets, Step
+from layerscope.theory.shared_sets import SharedSets
 from layerscope.theory.small_sets import SmallSets
 from layerscope.theory.weight_layers import Features, weight_layer
 
 Floats = NDArray[np.float64]
+
+#: On maps of more positions a pattern of positions has so many degrees of freedom that its variance is the same in all
+#: channels.
+STAMPED = 64
 
 #: Configurations that run together; their arrays then stay in the processor's cache.
 BLOCK = 16
@@ -152,7 +157,7 @@ def _norms(stacks: list[Stack], depth: int, seed: int) -> tuple[list[Floats], ..
     for layer in range(depth):
         now = [s.sizes[min(layer, len(s.sizes) - 1)] for s in stacks]
         if layer_map is None or now != sizes:
-            layer_map, sizes = build_layer([s.law for s in stacks], now, seed), now
+            layer_map, sizes = build_layer([s.law for s in stacks], now, seed, [s.padded for s in stacks]), now
         if centred_filters and layer:
             a, b, d = (np.maximum((r - CENTRED_COSINE) / (1.0 - CENTRED_COSINE), 0.0) for r in (a, b, d))
         a, d = fade[layer] * a, np.clip(fade[layer] * d, 0.0, 1.0)
@@ -164,17 +169,24 @@ def _norms(stacks: list[Stack], depth: int, seed: int) -> tuple[list[Floats], ..
     return out
 
 
-def build_layer(laws: Sequence[Law], sizes: Sequence[tuple[int, int]], seed: int) -> Layer:
-    """One normalized ReLU layer of K configurations of one family."""
+def build_layer(
+    laws: Sequence[Law], sizes: Sequence[tuple[int, int]], seed: int, padded: Sequence[bool] | None = None
+) -> Layer:
+    """One normalized ReLU layer of K configurations of one family; ``padded``: maps whose border stamps a pattern."""
     family = laws[0].family
     units = np.array([u for u, _ in sizes], dtype=np.int64)
     positions = np.array([1 if family == "point" else s for _, s in sizes], dtype=np.int64)
     centred = np.array([law.centred for law in laws])
     small = (units * positions < LARGE) & (centred | (family != "samples"))
+    stamped = np.zeros(len(laws), dtype=bool)
+    if family == "samples" and padded is not None:
+        stamped = np.array(padded) & ~centred & (positions > 1) & (positions <= STAMPED)
     kind = SampleSets if family == "samples" else ChannelSets
-    parts: list[tuple[NDArray[np.int64], Layer]] = []
-    if not small.all():
-        rows = np.flatnonzero(~small)
+    parts: list[tuple[NDArray[np.int64], Layer]] = [
+        (np.array([row]), SharedSets(int(units[row]), int(positions[row]), seed)) for row in np.flatnonzero(stamped)
+    ]
+    rows = np.flatnonzero(~small & ~stamped)
+    if len(rows):
         parts.append((rows, kind(units[rows], positions[rows], centred[rows], seed)))
     for row in np.flatnonzero(small):
         across: Across = "samples" if family == "samples" else "channels"

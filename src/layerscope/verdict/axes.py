@@ -25,7 +25,13 @@ from statistics import median
 
 from layerscope.probe.records import LayerRecord, Profile
 from layerscope.quantities import gradient, growth
-from layerscope.verdict.decision import forward_level
+from layerscope.verdict.decision import (
+    backward_level,
+    forward_level,
+    have_collapsed,
+    informative_level,
+    noise_level,
+)
 from layerscope.verdict.thresholds import Thresholds
 from layerscope.verdict.trunk import Trunk, trunk
 from layerscope.verdict.types import Axis, Level
@@ -80,7 +86,8 @@ def informative_axis(profiles: Sequence[Profile], limits: Thresholds) -> Axis:
     if not scores and (between := _between_tokens(t)):
         # A classifier of every token (a language model) has no row per sample: tokens are what it must tell apart.
         score, spread = _over_seeds([1 - c for p in profiles for c in _between_tokens(trunk(p))[-1:]])
-        return _token_axis(t, score, spread, f"cosine {between[-1]:.2f} between tokens at the last layer", limits)
+        words = f"cosine {between[-1]:.2f} between tokens at the last layer"
+        return _token_axis(t, score, spread, words, False, limits)
     own = own_noise(profiles)
     if scores and own and any(math.isnan(s) for s in scores):
         text = "nothing of the input stands out of the network's own noise at the classifier input"
@@ -96,30 +103,44 @@ def informative_axis(profiles: Sequence[Profile], limits: Thresholds) -> Axis:
     if own:
         cosine += f" in expectation over the network's own noise ({_number(own)} of the variance between samples)"
     if t.tokens:
-        return _token_axis(t, score, spread, cosine, limits)
-    caution, bad = limits.informative(t.stream_blocks)
+        return _token_axis(t, score, spread, cosine, True, limits)
+    level = _informative_level(profiles, t, limits)
     if inactive_branches(t):
         text = f"residual branches add nothing at initialization; {cosine}, the stem's own"
-        return Axis("I", "good" if score >= caution else "caution", score, spread, text)
+        return Axis("I", "good" if level == "good" else "caution", score, spread, text)
+    caution, _ = limits.informative(t.stream_blocks)
     where = next((r.name for r in t.forward if r.cosine is not None and 1 - r.cosine < caution), None)
     if place == "after pooling" and where is None:
         where = profiles[0].classifier
-    if score < bad:
+    if level == "bad":
         return Axis("I", "bad", score, spread, f"{cosine}: the classifier can hardly tell them apart", where)
-    if score < caution:
+    if level == "caution":
         return Axis("I", "caution", score, spread, f"{cosine}: little information reaches the classifier", where)
     return Axis("I", "good", score, spread, cosine)
+
+
+def _informative_level(profiles: Sequence[Profile], t: Trunk, limits: Thresholds) -> Level:
+    """By the distances of the last map and of the classifier input, each the median over seeds."""
+    maps, inputs = (
+        [1 - c for p in profiles if (c := getattr(p, name)) is not None]
+        for name in ("readout_cosine_unpooled", "readout_cosine")
+    )
+    unpooled, pooled = (median(v) if v else None for v in (maps, inputs))
+    known = [v for v in (unpooled, pooled) if v is not None]
+    first, last = known[0], known[-1]
+    return informative_level(first, last, t.stream_blocks, limits)
 
 
 def _between_tokens(t: Trunk) -> list[float]:
     return [r.cosine_token for r in t.forward if r.cosine_token is not None] if t.tokens else []
 
 
-def _token_axis(t: Trunk, score: float, spread: float | None, cosine: str, limits: Thresholds) -> Axis:
+def _token_axis(t: Trunk, score: float, spread: float | None, cosine: str, pooled: bool, limits: Thresholds) -> Axis:
     tokens = [r for r in t.forward if r.cosine_token is not None]
     last = tokens[-1].cosine_token if tokens else None
-    if last is not None and last > limits.token_cosine_bad:
-        where = next(r.name for r in tokens if (r.cosine_token or 0.0) > limits.token_cosine_bad)
+    if last is not None and have_collapsed(tokens[0].cosine_token or 0.0, last, pooled, limits):
+        half = (1 + (tokens[0].cosine_token or 0.0)) / 2
+        where = next(r.name for r in tokens if (r.cosine_token or 0.0) > half)
         return Axis("I", "bad", score, spread, f"tokens of one sample have collapsed (cosine {last:.3f})", where)
     seen = f"tokens of one sample have cosine {last:.2f}; {cosine}" if last is not None else cosine
     level: Level = "good" if score >= limits.informative_bad else "caution"
@@ -132,6 +153,10 @@ def backward_axis(profiles: Sequence[Profile], limits: Thresholds) -> Axis:
     if cut is not None:
         text = f"no gradient reaches {cut.name} or what lies before it: the output does not depend on it"
         return Axis("B", "bad", None, None, text, cut.name)
+    if is_silent(profiles, limits):
+        largest = median(u for p in profiles if (u := _largest_update(p)) is not None)
+        text = f"the loss moves no weight: the largest gradient is {_number(largest)} of its weight"
+        return Axis("B", "bad", largest, None, f"{text}; the output hardly depends on them", profiles[0].classifier)
     ratios, rates = [], []
     for p in profiles:
         g = [r.grad_scaled for r in trunk(p).backward if r.grad_scaled]
@@ -151,20 +176,18 @@ def backward_axis(profiles: Sequence[Profile], limits: Thresholds) -> Axis:
     t = trunk(profiles[0])
     seen = [r for r in t.backward if r.grad_scaled]
     text = f"gradient x{rate:.2f} per {t.unit} toward the input, first/last {_number(ratio)}"
-    bad = limits.gradient_bad_residual if t.kind == "residual" else limits.gradient_bad
-    caution = limits.gradient_bad if t.kind == "residual" else limits.gradient_caution
+    level = backward_level(ratio, len(seen), t.kind == "residual", limits)
     if not math.isfinite(ratio):
         return Axis("B", "bad", ratio, spread, "gradients are not finite", seen[0].name)
-    if ratio > bad:
+    if level == "bad" and ratio > 1:
         last = seen[-1].grad_scaled or 0.0
         where = next((r.name for r in reversed(seen) if (r.grad_scaled or 0.0) > 10 * last), seen[0].name)
         return Axis("B", "bad", ratio, spread, f"gradients explode: {text}", where)
-    if ratio > caution:
-        return Axis("B", "caution", ratio, spread, text, seen[0].name)
-    if ratio < limits.gradient_vanish_bad:
+    if level == "bad":
         return Axis("B", "bad", ratio, spread, f"gradients vanish: {text}", seen[0].name)
-    if ratio < limits.gradient_vanish_caution:
-        return Axis("B", "caution", ratio, spread, f"gradients shrink: {text}", seen[0].name)
+    if level == "caution":
+        shrink = "gradients shrink: " if ratio < 1 else ""
+        return Axis("B", "caution", ratio, spread, f"{shrink}{text}", seen[0].name)
     return Axis("B", "good", ratio, spread, text)
 
 
@@ -194,9 +217,10 @@ def noise_axis(profiles: Sequence[Profile], limits: Thresholds) -> Axis:
     if nu == 0:
         return Axis("N", "good", nu, spread, f"no dependence on the batch{apart}")
     text = f"batch noise {nu:.2f} at batch size {size}{apart}"
-    if not nu <= limits.noise_bad:
+    level = noise_level(nu, size, limits)
+    if level == "bad":
         return Axis("N", "bad", nu, spread, f"{text}: companions outweigh the sample itself")
-    if nu > limits.noise_caution:
+    if level == "caution":
         return Axis("N", "caution", nu, spread, f"{text}: features depend visibly on the companions")
     return Axis("N", "good", nu, spread, text)
 
@@ -286,6 +310,23 @@ def _cut(profile: Profile) -> LayerRecord | None:
     learns = [r.index for r in layers if r.weight_grad]
     before = [r for r in cut if (not learns and len(cut) == len(layers)) or (learns and r.index < learns[0])]
     return before[-1] if before else None
+
+
+def is_silent(profiles: Sequence[Profile], limits: Thresholds) -> bool:
+    """Whether no weight would move: gradients reach all of them, and are nothing beside them."""
+    largest = [update for p in profiles if (update := _largest_update(p)) is not None]
+    return bool(largest) and median(largest) < limits.update_silent
+
+
+def _largest_update(profile: Profile) -> float | None:
+    """Largest |dL/dW| / |W|, over the loss where that is below 1 (a network that fits already has little to move).
+
+    None where nothing is trained, and where some weight starts at zero: what it hides shows after one step.
+    """
+    if any(r.weight_grad and not r.weight_norm for r in profile.records) or not profile.loss:
+        return None
+    updates = [r.relative_update for r in profile.records if r.relative_update is not None]
+    return max(updates) / min(1.0, abs(profile.loss)) if updates else None
 
 
 def _first(profiles: Sequence[Profile], pick: Callable[[Profile], LayerRecord | None]) -> LayerRecord | None:

@@ -39,6 +39,8 @@ class Facts:
     noise: Level
     cut: bool = False
     """No gradient reaches some trainable layer."""
+    silent: bool = False
+    """Gradients reach every layer and are nothing beside its weights."""
     shrinks: bool = False
     """The gradient gets smaller toward the input, not larger."""
     tiny_sets: bool = False
@@ -63,6 +65,8 @@ def decide(facts: Facts) -> tuple[Label, Cause]:
         return "healthy", "steps learn"
     if facts.forward == "bad":
         return "fails", "forward"
+    if facts.silent:
+        return "fails", "backward"
     if facts.tiny_sets:
         return "unstable", "sets"
     if facts.diverged:
@@ -78,6 +82,65 @@ def decide(facts: Facts) -> tuple[Label, Cause]:
     if facts.forward == facts.informative == facts.backward == "unknown":
         return "unknown", "unknown"
     return "healthy", "none"
+
+
+def backward_level(ratio: float, layers: int, residual: bool, limits: Thresholds) -> Level:
+    """The level of axis B: does the gradient grow, or vanish, toward the input?
+
+    Args:
+        ratio: scale-free gradient, first over last layer.
+        layers: how many of them there are.
+        residual: they are the blocks of a residual stream.
+        limits: the cut-offs.
+    """
+    caution, bad = limits.gradient(layers, residual=residual)
+    if not ratio <= bad or ratio < limits.gradient_vanish_bad:
+        return "bad"
+    return "caution" if ratio > caution or ratio < limits.gradient_vanish_caution else "good"
+
+
+def noise_level(nu: float, batch_size: int, limits: Thresholds) -> Level:
+    """The level of axis N: nu against its limit at this batch size."""
+    if not nu <= limits.noise_bad * batch_size:
+        return "bad"
+    return "caution" if nu > limits.noise_caution else "good"
+
+
+def informative_level(unpooled: float, pooled: float, stream_blocks: int | None, limits: Thresholds) -> Level:
+    """The level of axis I for anything but tokens: by the last map and by the classifier input, the worse of the two.
+
+    Averaging over positions brings samples together whatever the network (what differs between them is partly noise of
+    single positions), so what is pooled may be more alike before it counts.
+
+    Args:
+        unpooled: 1 - cosine between samples at the last map.
+        pooled: the same at the classifier input; the same number again where nothing is pooled.
+        stream_blocks: blocks of the last stage of a non-negative residual stream, None for every other network.
+        limits: the cut-offs.
+    """
+    is_pooled = pooled != unpooled
+    levels = [(unpooled, limits.informative(stream_blocks, pooled=False))]
+    if is_pooled:
+        levels.append((pooled, limits.informative(stream_blocks, pooled=True)))
+    if any(score < bad for score, (_, bad) in levels):
+        return "bad"
+    return "caution" if any(score < caution for score, (caution, _) in levels) else "good"
+
+
+def have_collapsed(first: float, last: float, pooled: bool, limits: Thresholds) -> bool:
+    """Whether the tokens of one sample have become alike: by their cosine after the first and the last block.
+
+    Tokens that are alike from the start, such as patches of a blank background, are no fault of the network: their
+    distance, 1 - cosine, has to have shrunk, too.
+
+    Args:
+        first: cosine after the first block.
+        last: after the last one.
+        pooled: the mean token is classified, not every one.
+        limits: the cut-offs.
+    """
+    limit = limits.token_cosine_bad_pooled if pooled else limits.token_cosine_bad
+    return last > limit and (1.0 - last) * limits.token_shrinks < 1.0 - first
 
 
 def forward_level(factor: float, exponential: bool, kept: float, steps: int, limits: Thresholds) -> Level:

@@ -17,6 +17,13 @@ from layerscope.verdict.foresight import Foresight
 from layerscope.verdict.types import LABELS, Label
 
 Basis = Literal["init", "micro"]
+Source = Literal["fresh", "held-out"]
+
+#: What the trainings of a source are called in a sentence.
+_CALLED: dict[str, str] = {
+    "fresh": "held-out trainings, all run after the rules were fixed,",
+    "held-out": "held-out trainings",
+}
 
 _FILE = "evidence.json"
 
@@ -32,7 +39,9 @@ class HitRate:
     high: float
     """95 % interval, by drawing whole set-ups."""
     usual: float
-    """The same share among all held-out trainings, whatever their verdict."""
+    """The same share among all trainings of the source, whatever their verdict."""
+    source: Source = "held-out"
+    """``fresh``: run after rules and scores were fixed. ``held-out``: set aside from their making, some run before."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +102,6 @@ def track_record(label: Label, basis: Basis) -> str:
     if rate is None:
         return ""
     steps = "and 20 real steps" if basis == "micro" else "alone"
-    return (
-        f"Hit rate: of {rate.count} held-out trainings called {label} from initialization {steps}, {rate.right:.0%} "
-        f"[{rate.low:.0%}, {rate.high:.0%}] {MEANING[label]}; {rate.usual:.0%} of all did."
-    )
+    called = f"{rate.count} {_CALLED[rate.source]} called {label} from initialization {steps}"
+    share = f"{rate.right:.0%} [{rate.low:.0%}, {rate.high:.0%}] {MEANING[label]}"
+    return f"Hit rate: of {called}, {share}; {rate.usual:.0%} of all did."

@@ -22,6 +22,11 @@ def remedies(axes: tuple[Axis, ...], *, residual: bool, tokens: bool, norm: str,
     if level.get("F") == "bad":
         found += _forward(next(a for a in axes if a.name == "F"), residual, norm)
         return tuple(found[:5])
+    if any(a.name == "B" and a.text.startswith("the loss moves no weight") for a in axes):
+        return (
+            "look at what is pooled: behind a norm that subtracts the mean over positions or tokens, it is zero",
+            "use a norm that keeps every sample's mean there: layer, group:size=2 or more, batch",
+        )
     if any(a.name == "B" and a.level == "bad" and a.value is None for a in axes):
         return (
             "remove the detach, no_grad or non-differentiable function behind that layer, or freeze what it cuts off",

@@ -30,7 +30,8 @@ def judge(
 
     The rules, first match wins:
 
-    1. not finite, or the second moment grows exponentially or vanishes, or the gradient is cut off -> ``fails``
+    1. not finite, or the second moment grows exponentially or vanishes, or the gradient is cut off or next to nothing
+       -> ``fails``
     2. batch noise above its limit, or statistics over three elements or fewer -> ``unstable``
     3. the scale-free gradient explodes toward the input -> ``unstable``; vanishes -> ``very slow``
        (a few real steps that diverged also make it ``unstable``; whose loss did not fall, ``very slow``; whose loss
@@ -80,6 +81,7 @@ def judge(
             backward=b.level,
             noise=n.level,
             cut=b.level == "bad" and b.value is None,
+            silent=measure.is_silent(several, thresholds),
             shrinks=b.value is not None and b.value < 1,
             tiny_sets=tiny,
             inactive=measure.inactive_branches(path),

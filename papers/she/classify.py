@@ -39,6 +39,11 @@ def images(split: str) -> tuple[Tensor, Tensor]:
     return F.avg_pool2d(found.x, 2), found.y
 
 
+def training_images() -> tuple[Tensor, Tensor]:
+    """For ``layerscope encrypted advise`` and ``compile``: ``--data papers/she/classify.py:training_images``."""
+    return images("train")
+
+
 def network() -> nn.Sequential:
     """Two convolutions (the second in two groups), exact ReLU, exact max-pool, one linear layer."""
     return nn.Sequential(
@@ -75,6 +80,8 @@ def train(seed: int = 0, epochs: int = 12) -> None:
         seed=seed, progress=False,
     )  # fmt: skip
     net.eval()
+    RESULTS.mkdir(exist_ok=True)
+    torch.save(net.state_dict(), RESULTS / "float.pt")
     after = she.quantize(net, fit_x[:500], **SETTINGS)
     tuned = she.finetune(after, (fit_x, fit_y), fit_x[:500], valid=valid, epochs=2, rounds=4, seed=seed)
     record = {

@@ -1,8 +1,9 @@
 """End to end: train, quantise with training, encrypt, classify real test images under encryption, compare bit for bit.
 
-Three commands, because the engine and the trainer may live in two environments; the last one can be interrupted::
+Several commands, because the engine and the trainer may live in two environments; the last can be interrupted::
 
     python papers/she/classify.py train                           # results/net.npz and training.json
+    python papers/she/classify.py check                           # the committed net under the present code
     python papers/she/classify.py prepare --folder F              # needs layerscope[encrypted]; the files of both sides
     python papers/she/classify.py encrypt --folder F --count 12   # results/encrypted.json, image by image
 
@@ -28,14 +29,19 @@ from layerscope.methods import encrypted as she
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
-#: 3-bit codes; at most 5 bits into a lookup, because a sixth makes every lookup of the network dearer.
-SETTINGS = {"bits": 3, "act_bits": 3, "input_bits": 3, "lookup_bits": 5}
+#: Chosen on the training images: 3-bit codes, at most 6 bits into a lookup.
+SETTINGS = {"bits": 3, "act_bits": 3, "input_bits": 3, "lookup_bits": 6}
 
 
 def images(split: str) -> tuple[Tensor, Tensor]:
     """Fashion-MNIST averaged to 14 x 14, in [-1, 1]."""
     found = data.load("fashion-mnist", split)
     return F.avg_pool2d(found.x, 2), found.y
+
+
+def training_images() -> tuple[Tensor, Tensor]:
+    """For ``layerscope encrypted advise`` and ``compile``: ``--data papers/she/classify.py:training_images``."""
+    return images("train")
 
 
 def network() -> nn.Sequential:
@@ -74,6 +80,8 @@ def train(seed: int = 0, epochs: int = 12) -> None:
         seed=seed, progress=False,
     )  # fmt: skip
     net.eval()
+    RESULTS.mkdir(exist_ok=True)
+    torch.save(net.state_dict(), RESULTS / "float.pt")
     after = she.quantize(net, fit_x[:500], **SETTINGS)
     tuned = she.finetune(after, (fit_x, fit_y), fit_x[:500], valid=valid, epochs=2, rounds=4, seed=seed)
     record = {
@@ -94,6 +102,33 @@ def train(seed: int = 0, epochs: int = 12) -> None:
     (RESULTS / "net.npz").write_bytes(graph_to_bytes(tuned.graph))
     (RESULTS / "training.json").write_text(json.dumps(record, indent=1) + "\n")
     print(json.dumps(record, indent=1))
+
+
+def check(count: int = 256) -> None:
+    """The committed net under the present code: accuracy, price, gates against the reference, the encrypted answers."""
+    from layerscope.methods.encrypted.backends.serial import graph_from_bytes
+    from layerscope.methods.encrypted.lowering import Settings
+    from layerscope.methods.encrypted.network import QuantizedNet
+
+    graph = graph_from_bytes((RESULTS / "net.npz").read_bytes())
+    record = json.loads((RESULTS / "encrypted.json").read_text())
+    net = QuantizedNet(graph, Settings(**SETTINGS))
+    x, y = images("test")
+    codes = net.encode(x, clip=True)
+    answers = net.integers(codes)
+    classes = net.decode(answers).argmax(1)
+    circuit = she.CircuitNet(graph)
+    gates = torch.as_tensor(circuit.run(codes[:count].numpy())).reshape(count, -1)
+    audit, price = circuit.audit(), she.cost(net, accumulators=("csa",))
+    same = [row["encrypted_class"] == int(classes[row["image"]]) for row in record["images"]]
+    print(f"same network as in encrypted.json: {graph.fingerprint == record['fingerprint']}")
+    print(f"accuracy {float((classes == y).float().mean()):.4f} on {len(y)}")
+    print(f"{audit.gates} gates, AND-depth {audit.and_depth}: {audit.gates * 0.013 / 60:.1f} min at 13 ms a gate")
+    print(f"{price.bootstraps} bootstraps, {price.lookup_seconds:.1f} CPU s by the probed lookups")
+    print(
+        f"gates equal the reference on {count} images: {bool(torch.equal(gates, answers[:count].reshape(count, -1)))}"
+    )
+    print(f"encrypted answers equal the reference: {sum(same)} of {len(same)}")
 
 
 def prepare(folder: Path) -> None:
@@ -122,7 +157,7 @@ def prepare(folder: Path) -> None:
         "evaluation_key_bytes_sent": (folder / "key.evaluation").stat().st_size,
         "server_file_bytes": (folder / "net.server").stat().st_size,
         "machine": f"{platform.machine()}, {torch.get_num_threads()} torch threads, shared with other work",
-        "images": [],
+        "images": [],  # answers under other keys, or of another network, are another record
         "command": "python papers/she/classify.py prepare --folder F; python papers/she/classify.py encrypt --folder F",
     }
     (RESULTS / "encrypted.json").write_text(json.dumps(record, indent=1) + "\n")
@@ -171,4 +206,4 @@ def encrypt(folder: Path, count: int = 12, first: int = 0) -> None:
 
 
 if __name__ == "__main__":
-    tyro.extras.subcommand_cli_from_dict({"train": train, "prepare": prepare, "encrypt": encrypt})
+    tyro.extras.subcommand_cli_from_dict({"train": train, "check": check, "prepare": prepare, "encrypt": encrypt})

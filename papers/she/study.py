@@ -3,6 +3,7 @@
 ::
 
     python papers/she/study.py qat                         # results/qat.json: 4-bit log weights, depths 4 and 8
+    python papers/she/study.py advise                      # results/advice.json: fewer bits and channels, depth 4
     layerscope study run papers/she/distortion.toml        # KL and tails at every norm; then
     python papers/she/study.py collect distortion          # its store -> results/distortion.jsonl
     layerscope study run papers/she/norms.toml             # the same behind other norms; then  collect norms
@@ -65,6 +66,20 @@ def qat(depths: tuple[int, ...] = (4, 8), seeds: tuple[int, ...] = (0, 1, 2), bi
                 rows.append(row)
                 print(row, flush=True)
                 write("qat.json", {"command": "python papers/she/study.py qat", "rows": rows})
+
+
+def advise(depth: int = 4, seed: int = 1, most_loss: float = 0.02) -> None:
+    """The cheapest widths and channels for a study net within an accuracy budget, judged on images of their own."""
+    torch.set_num_threads(1)
+    x, y = images("train", 12000)
+    train, valid = (x[:6000], y[:6000]), (x[6000:], y[6000:])
+    net, _ = distortion.trained_net(depth, "relu", train, 10, seed, 4, 100, 4e-3)
+    found = she.advise(
+        net, (1, 14, 14), calib=train[0][:300], valid=valid, train=train, most_loss=most_loss, bits=(3, 4),
+        act_bits=(3, 4), lookup_bits=(6,), channels=(1.0, 0.75, 0.5), watch=lambda row: print(row, flush=True),
+    )  # fmt: skip
+    print(found)
+    found.to_json(RESULTS / "advice.json")
 
 
 def accuracy(net: she.QuantizedNet, test: tuple[Tensor, Tensor]) -> float:
@@ -177,4 +192,4 @@ def auroc(scores: list[float], labels: list[bool]) -> float:
 
 
 if __name__ == "__main__":
-    tyro.extras.subcommand_cli_from_dict({"qat": qat, "collect": collect, "tables": tables})
+    tyro.extras.subcommand_cli_from_dict({"qat": qat, "advise": advise, "collect": collect, "tables": tables})

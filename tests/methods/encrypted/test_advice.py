@@ -30,8 +30,8 @@ def test_without_data_it_lists_prices_and_promises_nothing():
     assert len(found.rows) == 8
     assert found.best is None
     assert "prices only" in found.reason
-    seconds = [row.seconds for row in found.rows]
-    assert seconds == sorted(seconds)
+    prices = [row.bootstraps for row in found.rows]
+    assert prices == sorted(prices)
     assert all(row.accuracy is None and row.factor < 1 for row in found.rows)
     assert all(bool(row.widths) == (row.channels < 1) for row in found.rows)
     half = next(r for r in found.rows if r.channels == 0.5 and r.bits == 3 and r.act_bits == 3)

@@ -13,7 +13,7 @@ import threading
 import pytest
 import torch
 
-from layerscope.errors import MissingExtraError
+from layerscope.errors import LayerscopeError, MissingExtraError
 from layerscope.methods import encrypted as she
 from layerscope.methods.encrypted.backends import concrete
 from layerscope.methods.encrypted.protocol import envelope
@@ -310,3 +310,16 @@ def test_supports_says_why_not_as_a_value(rig):
     refused = supports(engine("concrete"), she.quantize(net, x, bits=5, act_bits=8).graph)
     assert not refused.ok
     assert "concrete" in refused.reason
+
+
+def test_what_is_no_network_and_files_that_cannot_be_written_are_typed_errors(tmp_path):
+    net, x = made("residual")
+    for wrong in (lambda: she.cost("resnet18", (3, 32, 32)), lambda: she.quantize("resnet18", x)):
+        with pytest.raises(she.UnsupportedModuleError, match=r"is no torch\.nn\.Module but str"):
+            wrong()
+    with pytest.raises(she.QuantizationError, match="expected an integer network, got str"):
+        she.compile("resnet18", "plain")
+    compiled = she.compile(she.quantize(net, x, bits=3, act_bits=3), "plain")
+    for side in (compiled.client(), compiled.server()):
+        with pytest.raises(LayerscopeError, match="cannot write"):
+            side.save(tmp_path)

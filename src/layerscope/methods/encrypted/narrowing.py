@@ -47,7 +47,7 @@ def narrow(model: nn.Module | FloatGraph, calib: Tensor | None, keep: float) -> 
         UnsupportedModuleError: training mode, a network that cannot be traced, or a step without an integer form.
         QuantizationError: ``keep`` out of range, or calibration data that is missing, of another shape or not finite.
     """
-    if not 0 < keep <= 1:
+    if not isinstance(keep, int | float) or not 0 < keep <= 1:
         raise QuantizationError(f"keep is a share of the lookups in (0, 1], got {keep!r}")
     if isinstance(model, FloatGraph):
         graph = model

@@ -45,6 +45,9 @@ def trace(model: nn.Module, in_shape: Sequence[int], *, folded: bool = True) -> 
         UnsupportedModuleError: training mode, control flow that depends on data, more than one input or output, or a
             network that does not run on this shape.
     """
+    if not isinstance(model, nn.Module):
+        kind = type(model).__name__
+        raise UnsupportedModuleError("the network", f"is no torch.nn.Module but {kind}", "build it first")
     training = [name or "the network" for name, m in model.named_modules() if m.training]
     if training:
         raise UnsupportedModuleError(

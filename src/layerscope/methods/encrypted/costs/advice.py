@@ -43,11 +43,11 @@ def advise(
     seed: int = 0,
     watch: Callable[[Advice], None] | None = None,
 ) -> Advised:
-    """What is cheaper than ``base``, by price; with data, the cheapest that stays within the accuracy budget.
+    """What needs fewer bootstraps than ``base``; with data, the fewest that stay within the accuracy budget.
 
-    Fewer exponents and activation bits narrow the accumulators, so that fewer low bits have to be removed; narrower
-    lookups cost less each; fewer channels (:func:`~layerscope.methods.encrypted.narrow`) mean fewer of them. Without
-    ``valid`` the list is a list of prices and promises nothing.
+    Fewer exponents and activation bits narrow the accumulators, so that fewer low bits have to be removed; wider
+    lookups leave fewer of them to remove and cost more each; fewer channels mean fewer of everything
+    (:func:`~layerscope.methods.encrypted.narrow`). Without ``valid`` the list is one of prices and promises nothing.
 
     With it, ``valid`` is cut in two at random. On the first half candidates are measured, dearer and cheaper ones in
     turn: one that passes rules out all dearer ones, one that fails all that have no more of anything. The cheapest that
@@ -90,7 +90,7 @@ def advise(
         if limit > a:  # else the sign and the kept bits would not fit
             row = _row(_priced(narrowed[share], b, a, limit), start, share, limit)
             rows.append(replace(row, widths=widths(graph, narrowed[share])))
-    rows = sorted((row for row in rows if _price(row) < _price(_row(start, start, 1.0, base[2]))), key=_price)
+    rows = sorted((row for row in rows if row.bootstraps < start.bootstraps), key=_price)
     found = Advised(start.source, tuple(rows), start.bootstraps, base, most_loss)
     if valid is None or calib is None:
         return replace(found, reason="prices only: no data was given to measure accuracy on")
@@ -149,6 +149,10 @@ class _Judge:
 
 
 def _searched(found: Advised, judge: _Judge, start: CostReport, tries: int, watch: Callable[[Advice], None]) -> Advised:
+    present = judge.make(_row(start, start, 1.0, found.base[2]))
+    accuracy, lost, _ = judge.loss(present, 1)
+    start = judge.price(present)  # the candidates' real shifts are compared with its real ones
+    found = replace(found, base_bootstraps=start.bootstraps, base_accuracy=accuracy, base_lost=lost)
     rows = list(found.rows)
     nets: dict[int, QuantizedNet] = {}
     open_ = list(range(len(rows)))
@@ -174,9 +178,7 @@ def _searched(found: Advised, judge: _Judge, start: CostReport, tries: int, watc
         else:
             open_ = [i for i in open_ if i != at and not _no_more(rows[i], rows[at])]
     measured, judged = sum(row.accuracy is not None for row in rows), 0
-    present = _row(start, start, 1.0, found.base[2])
-    accuracy, lost, _ = judge.loss(judge.make(present), 1)
-    found = replace(found, base_accuracy=accuracy, base_lost=lost, unmeasured=len(open_))
+    found = replace(found, unmeasured=len(open_))
     for at in sorted((i for i in nets if rows[i].bootstraps < start.bootstraps), key=lambda i: _price(rows[i])):
         accuracy, lost, most = judge.loss(nets[at], 1)
         judged += 1
@@ -218,8 +220,8 @@ def _row(report: CostReport, start: CostReport, channels: float, lookup_bits: in
     )
 
 
-def _price(row: Advice) -> tuple[float, int, int]:
-    return (row.seconds if row.seconds is not None else float(row.bootstraps), row.bootstraps, row.gates)
+def _price(row: Advice) -> tuple[int, float, int]:
+    return (row.bootstraps, row.seconds or 0.0, row.gates)
 
 
 def _no_more(row: Advice, other: Advice) -> bool:

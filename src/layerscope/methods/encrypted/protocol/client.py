@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from layerscope._show import writable
 from layerscope.methods.encrypted.backends.engine import ClientSession
 from layerscope.methods.encrypted.backends.registry import engine as find_engine
 from layerscope.methods.encrypted.errors import EnvelopeError, InputError, KeyFileError, KeyMismatchError
@@ -60,7 +61,7 @@ class Client:
 
     def save(self, path: str | Path) -> Path:
         """Write the specification: shapes and scales, no weights and no keys."""
-        path = Path(path)
+        path = writable(path)
         path.write_bytes(seal(self._header("client", key=""), self.spec.to_bytes()))
         return path
 

@@ -8,7 +8,7 @@ import torch
 from layerscope.methods.encrypted import plain
 from layerscope.methods.encrypted.backends.engine import Engine, Facts, Program, extremal_codes
 from layerscope.methods.encrypted.backends.registry import engine as find_engine
-from layerscope.methods.encrypted.errors import EngineError
+from layerscope.methods.encrypted.errors import EngineError, QuantizationError
 from layerscope.methods.encrypted.graph import Graph
 from layerscope.methods.encrypted.network import QuantizedNet
 from layerscope.methods.encrypted.protocol.client import Client
@@ -86,6 +86,7 @@ def compile(
 
     Raises:
         MissingExtraError: the engine is not installed; the message has the command.
+        QuantizationError: no integer network.
         WidthError: an accumulator too wide for the engine, with three remedies.
         EngineError: no such backend, or security below 128 bits.
     """
@@ -96,6 +97,8 @@ def compile(
     found = find_engine(backend)
     found.version()
     graph = qnet.graph if isinstance(qnet, QuantizedNet) else qnet
+    if not isinstance(graph, Graph):
+        raise QuantizationError(f"expected an integer network, got {type(graph).__name__}; quantize() makes one")
     found.check(graph)
     made = CompiledNet(graph, found, found.compile(graph, security, max_failure))
     if selftest is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from layerscope._show import writable
 from layerscope.methods.encrypted.backends.engine import ServerSession
 from layerscope.methods.encrypted.backends.registry import engine as find_engine
 from layerscope.methods.encrypted.errors import EnvelopeError, KeyMismatchError
@@ -48,7 +49,7 @@ class Server:
 
     def save(self, path: str | Path) -> Path:
         """Write the compiled network, weights included."""
-        path = Path(path)
+        path = writable(path)
         header = Header("server", self.net, "", self.engine, self.engine_version)
         path.write_bytes(seal(header, pack([self._payload, self.selftest.encode()])))
         return path

@@ -151,6 +151,12 @@ def test_every_layer_with_weights_is_listed_also_one_that_has_no_sampling_form()
 def test_bad_input():
     with pytest.raises(SamplingError, match="at least 2 inputs"):
         convert(cnn(), X[:1])
+    with pytest.raises(SamplingError, match="NaN or infinity"):
+        convert(cnn(), X.clone().index_fill_(0, torch.tensor([3]), math.nan))
+    with pytest.raises(SamplingError, match="it has no linear layer and no convolution"):
+        convert(nn.Sequential(nn.LSTM(4, 4)), torch.randn(3, 5, 4))
+    with pytest.raises(SamplingError, match="one tensor of inputs"):
+        convert(cnn(), {"x": X})
     with pytest.raises(SamplingError, match="not 'round'"):
         convert(cnn(), X, inputs="round")
     with pytest.raises(SamplingError, match=r"no layer of Sequential can be converted: the network's output"):

@@ -20,7 +20,9 @@ ROWS = [
 
 
 def test_random_gains_do_not_change_a_sampling_network_in_any_trial():
-    kinds = {row["kind"] for row in ROWS if row["kind"].startswith(("nsm", "sign, erf"))} - {"nsm, ordinary first layer"}
+    kinds = {row["kind"] for row in ROWS if row["kind"].startswith(("nsm", "sign, erf"))} - {
+        "nsm, ordinary first layer"
+    }
     rows = [row for row in ROWS if row["kind"] in kinds and "accuracy_random_gain" in row]
     assert len(rows) > 20
     for row in rows:

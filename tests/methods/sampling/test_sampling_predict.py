@@ -148,11 +148,13 @@ class TestAdaptive:
     ("options", "message"),
     [
         ({"samples": 0}, "at least 1"), ({"confidence": 1.0}, "between 0 and 1"), ({"chunk": 0}, "at least 1"),
+        ({"samples": 2.5}, "samples must be a whole number"), ({"seed": 1.5}, "an integer or a torch.Generator"),
+        ({"x": X[:0]}, "no example to predict"),
     ],
 )  # fmt: skip
 def test_bad_arguments(options, message):
     with pytest.raises(SamplingError, match=message):
-        predict(net(), X, **options)
+        predict(net(), **{"x": X, **options})
 
 
 def test_networks_that_cannot_be_predicted_with():

@@ -172,6 +172,7 @@ class TestWaysOfRunning:
         for mode in ("marginal", "connection", "unit"):
             with using_mode(layer, mode):
                 assert layer(z[0]).shape == (6, 6, 6)
+                assert layer(z[:0]).shape == (0, 6, 6, 6)
         dense = SamplingLinear(16, 5)
         assert dense(signs(16)).shape == (5,)
         assert dense(signs(2, 7, 16)).shape == (2, 7, 5)
@@ -296,6 +297,7 @@ class TestBadInput:
             (lambda: SamplingConv2d(4, 4, 3, stride=2, padding="same"), "needs stride 1"),
             (lambda: SamplingConv2d(4, 4, 3, padding=-1), "must not be negative"),
             (lambda: SamplingConv2d(4, 4, 0), "kernel_size must be at least 1"),
+            (lambda: SamplingConv2d(4, 4, (3, 3, 3)), r"one number or two, got \(3, 3, 3\)"),
             (lambda: LOCATED(signs(1, 4, 9, 9)), "this one gives"),
         ],
     )  # fmt: skip

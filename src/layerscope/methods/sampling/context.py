@@ -69,8 +69,10 @@ def seeded(model: nn.Module, seed: int | torch.Generator) -> Iterator[torch.Gene
         The generator of the first sampling layer.
 
     Raises:
-        SamplingError: no sampling layer, or a generator on another device than a layer.
+        SamplingError: no sampling layer, a seed of another type, or a generator on another device than a layer.
     """
+    if not (isinstance(seed, int) or hasattr(seed, "device")):
+        raise SamplingError(f"a seed is an integer or a torch.Generator, not {seed!r}")
     layers = [layer for _, layer in sampling_layers(model)]
     devices = {layer.weight.device for layer in layers}
     generators: dict[torch.device, torch.Generator] = {}

@@ -100,9 +100,14 @@ def convert(
         any_activation: also convert layers before an activation that no step resembles, such as GELU or LeakyReLU.
 
     Raises:
-        SamplingError: no layer can be converted (with the reason for each), or fewer than two examples.
+        SamplingError: no layer can be converted (with the reason for each), fewer than two examples, or an example
+            that is not a tensor of finite numbers.
         SwapError: the example does not run, or the network is wrapped, compiled or scripted.
     """
+    if not isinstance(example, Tensor):
+        raise SamplingError(f"the example must be one tensor of inputs [N, ...], got {type(example).__name__}")
+    if example.is_floating_point() and not bool(example.isfinite().all()):
+        raise SamplingError("the example holds NaN or infinity: magnitudes cannot be set from it")
     if len(example) < 2:
         raise SamplingError(f"magnitudes are set from the example: give at least 2 inputs, got {len(example)}")
     if inputs not in ("binarize", "exact"):
@@ -130,7 +135,8 @@ def convert(
         made.append((layer, next((k for s in chain if s.module is not None and (k := describe(s.module))), None)))
         units.append(Unit(path, kind, type(layer).__name__, "; ".join(note)))
     if not made:
-        raise SamplingError(f"no layer of {type(model).__name__} can be converted: " + "; ".join(u.note for u in units))
+        reasons = "; ".join(u.note for u in units) or "it has no linear layer and no convolution"
+        raise SamplingError(f"no layer of {type(model).__name__} can be converted: {reasons}")
     dropped = tuple(path for path, module in model.named_modules() if isinstance(module, _DROPS))
     new |= {path: nn.Identity() for path in dropped}
     swap = exchange(model, new)

@@ -262,7 +262,11 @@ class Binarize(nn.Module):
 
 
 def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (value[0], value[1])
+    if isinstance(value, int):
+        return value, value
+    if len(value) != 2:
+        raise SamplingError(f"a convolution over two axes takes one number or two, got {tuple(value)}")
+    return value[0], value[1]
 
 
 def _positive(**sizes: int) -> None:

@@ -75,10 +75,15 @@ def predict(
         seed: of the noise; None draws from the global generator.
 
     Raises:
-        SamplingError: no sampling layer, logits of another shape, a confidence outside (0, 1), samples below 1.
+        SamplingError: no sampling layer, logits of another shape, a confidence outside (0, 1), samples below 1, no
+            example.
     """
-    if samples < 1 or chunk < 1 or batch_size < 1:
-        raise SamplingError(f"samples={samples}, chunk={chunk} and batch_size={batch_size} must all be at least 1")
+    sizes = {"samples": samples, "chunk": chunk, "batch_size": batch_size}
+    for name, size in sizes.items():
+        if not isinstance(size, int) or size < 1:
+            raise SamplingError(f"{name} must be a whole number of at least 1, got {size}")
+    if not len(x):
+        raise SamplingError("there is no example to predict")
     if confidence is not None and not 0 < confidence < 1:
         raise SamplingError(f"confidence must lie between 0 and 1, got {confidence}")
     sampling_layers(model)

@@ -224,7 +224,7 @@ class SamplingLayer(nn.Module, ABC):
             noisy = self._from_connections((xi.to(z.dtype) * terms).sum(-1), p[i : i + 1])
             plain = self._from_connections(terms.sum(-1), p[i : i + 1])
             rows.append(noisy + a * plain + b)
-        return torch.cat(rows)
+        return torch.cat(rows) if rows else torch.zeros_like(p)
 
     def _unit_noise(self, z: Tensor, weight: Tensor) -> Tensor:
         """The same with one noise per input, shared by all outputs and positions that read it."""

@@ -17,7 +17,8 @@ from torch.utils.checkpoint import checkpoint
 from layerscope import norms, sources, surgery
 from layerscope.errors import SpecError, SwapError
 from layerscope.norms import ChannelMixtureNorm, MixtureNorm, ModeNorm, NormInputError
-from layerscope.norms.mixture_math import Mixture, floored
+from layerscope.norms.mixture_kernel import rows, unrows
+from layerscope.norms.mixture_math import Mixture, amplitude, floored, moments, posteriors, transform
 
 SHAPES = [(12, 6), (5, 4, 6), (4, 6, 5, 5), (2, 6, 3, 3, 3)]
 
@@ -436,3 +437,137 @@ def test_a_layer_can_be_copied_and_pickled_in_the_middle_of_training() -> None:
     want = copy.deepcopy(layer)(x)
     close(pickle.loads(pickle.dumps(layer))(x), want)
     close(layer(x), want)
+
+
+def by_autograd(layer: MixtureNorm, x: Tensor, upstream: Tensor) -> list[Tensor]:
+    """Output and gradients of a training pass in float64, written with autograd alone."""
+    twin = copy.deepcopy(layer).double()
+    z = x.detach().double().contiguous().requires_grad_()
+    flat = rows(z)
+    tau = posteriors(flat.detach(), floored(twin.mixture, twin.eps), twin.temperature)
+    m = moments(flat, tau)
+    normal = transform(flat, tau, m.mean, m.var, amplitude(m.share.detach(), twin.scale), twin.eps)
+    y = twin.scale_and_shift(unrows(normal, z))
+    y.backward(upstream.double())
+    return [y.detach(), z.grad, *(p.grad for p in twin.parameters())]
+
+
+def channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+ODD: dict[str, tuple[tuple[int, ...], Callable[[Tensor], Tensor], int]] = {
+    "one position a map": ((64, 6, 1, 1), Tensor.contiguous, 3),
+    "one image": ((1, 6, 9, 9), Tensor.contiguous, 3),
+    "one large image": ((1, 6, 150, 150), Tensor.contiguous, 2),
+    "images larger than a block": ((2, 8, 150, 150), Tensor.contiguous, 3),
+    "one channel": ((8, 1, 9, 9), Tensor.contiguous, 3),
+    "one channel, vectors": ((90, 1), Tensor.contiguous, 2),
+    "channels last": ((8, 6, 9, 9), channels_last, 3),
+    "channels last, blocks": ((16, 16, 30, 30), channels_last, 3),
+    "strided": ((8, 12, 9, 18), lambda x: x[:, ::2, :, ::2], 5),
+    "transposed": ((8, 6, 9, 5), lambda x: x.transpose(2, 3), 7),
+    "tokens of a transpose": ((4, 6, 50), lambda x: x.transpose(1, 2), 8),
+    "many positions": ((200_000, 2), Tensor.contiguous, 3),
+    "many channels": ((4, 900, 3, 3), Tensor.contiguous, 1),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_shapes_and_layouts_equal_autograd(name: str) -> None:
+    shape, turned, k = ODD[name]
+    x = turned(data(shape))
+    layer = MixtureNorm(x.shape[-1 if x.ndim == 3 else 1], k).double()
+    for _ in range(2):
+        layer(x)
+    upstream = data(tuple(x.shape), 1)
+    want = by_autograd(layer, x, upstream)
+    inside = x.clone(memory_format=torch.preserve_format).requires_grad_()
+    y = layer(inside)
+    y.backward(upstream)
+    for got, exact in zip([y.detach(), inside.grad, *(p.grad for p in layer.parameters())], want, strict=True):
+        torch.testing.assert_close(got, exact, rtol=1e-8, atol=1e-8 * float(exact.abs().max()))
+
+
+def test_the_em_step_sees_all_parts_of_a_batch_that_is_sorted_by_source() -> None:
+    """Three sources one after the other, in more positions than one EM step takes: no component may starve."""
+    g = torch.Generator().manual_seed(3)
+    centres = torch.tensor([-6.0, 0.0, 6.0]).repeat_interleave(16).view(48, 1, 1, 1)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        layer = MixtureNorm(4, 3)
+        for _ in range(40):
+            layer((centres + torch.randn(48, 4, 16, 16, generator=g)).contiguous(memory_format=layout))
+        assert layer.mixture_weight.min().item() > 0.3
+        order = layer.mixture_mean.mean(1).sort().values
+        torch.testing.assert_close(order, torch.tensor([-6.0, 0.0, 6.0]), rtol=0, atol=0.3)
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("eps", [1e-5, 0.1])
+@pytest.mark.parametrize("kind", [nn.BatchNorm2d, nn.SyncBatchNorm])
+def test_from_batchnorm_takes_every_kind(kind: type[nn.Module], eps: float, affine: bool) -> None:
+    bn: Any = kind(6, affine=affine, eps=eps, momentum=None).double()
+    bn.running_mean.copy_(torch.linspace(-1, 1, 6))
+    bn.running_var.copy_(torch.linspace(0.5, 2, 6))
+    bn.eval()
+    x = data(seed=8)
+    for scale in ("fisher", "unit"):
+        mixed = MixtureNorm.from_batchnorm(bn, 3, scale=scale)
+        with torch.no_grad():
+            close(mixed(x), bn(x), 1e-10)
+        assert mixed.momentum == 0.1  # None would keep the components where they are
+        assert mixed.sync == (kind is nn.SyncBatchNorm)
+    if not affine:
+        with pytest.raises(SpecError, match="affine=True"):
+            MixtureNorm.from_batchnorm(bn, 3, affine=False)
+
+
+def test_shapes_can_be_traced_on_the_meta_device() -> None:
+    x = torch.empty(4, 6, 5, 5, device="meta")
+    for spec in ("mixture:k=3", "mixture:k=3,posterior=channel", "mode:k=2"):
+        layer = norms.build(spec, 6).to("meta")
+        assert layer(x).shape == layer.eval()(x).shape == x.shape
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+def test_evaluation_can_be_traced() -> None:
+    layer = trained().float().eval()
+    traced = torch.jit.trace(layer, data(seed=3, dtype=torch.float32))
+    x = data((2, 6, 3, 3), seed=4, dtype=torch.float32)
+    with torch.no_grad():
+        torch.testing.assert_close(traced(x), layer(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_values_that_are_not_finite_are_refused_with_gradients_through_the_posteriors(bad: float) -> None:
+    layer = MixtureNorm(6, 3, grad_posterior=True)
+    layer(data(dtype=torch.float32))
+    before = copy.deepcopy(layer.state_dict())
+    x = data(seed=3, dtype=torch.float32)
+    x[1, 2, 3, 3] = bad
+    with pytest.raises(NormInputError, match="not finite"):
+        layer(x)
+    assert all(torch.equal(before[k], v) for k, v in layer.state_dict().items())
+
+
+def test_second_derivatives_and_other_component_counts_are_explained() -> None:
+    layer, x = trained(), data(seed=4).requires_grad_()
+    (first,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.square().sum().backward()
+    soft = MixtureNorm(6, 3, grad_posterior=True).double()
+    (first,) = torch.autograd.grad(soft(x).square().sum(), x, create_graph=True)
+    first.square().sum().backward()
+    assert bool(torch.isfinite(x.grad).all())
+    with pytest.raises(RuntimeError, match="size mismatch for mixture_weight"):
+        MixtureNorm(6, 2).load_state_dict(layer.state_dict())
+
+
+def test_frozen_parameters_stay_without_gradients() -> None:
+    layer, x = trained().requires_grad_(False), data(seed=4).requires_grad_()
+    layer(x).sum().backward()
+    assert x.grad is not None
+    assert layer.weight.grad is None
+    layer.bias.requires_grad_()
+    layer(data(seed=4)).sum().backward()
+    close(layer.bias.grad, torch.full((6,), 100.0, dtype=torch.float64))

@@ -182,6 +182,25 @@ def test_values_that_are_not_finite_are_refused_at_the_next_call_and_leave_no_tr
     made(data((4, 6, 5, 5), 4))  # said once
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_values_that_are_not_finite_stop_the_backward_pass_or_the_next_call(training: bool) -> None:
+    made = layer(6)
+    made(data((4, 6, 5, 5)))
+    x = data((4, 6, 5, 5), 3)
+    x[1, 2, 3, 3] = math.nan
+    weight = None if made.weight is None else made.weight.detach().clone()
+    y = made(x.requires_grad_())
+    with pytest.raises(NormInputError, match="not finite"):
+        y.sum().backward()
+    assert made.weight is not None
+    assert made.weight.grad is None
+    assert torch.equal(made.weight, weight)
+    made.train(training)(data((4, 6, 5, 5), 4))  # said once
+    made.train()(x.detach())
+    with pytest.raises(NormInputError, match="not finite"), torch.no_grad():
+        made.train(training)(data((4, 6, 5, 5), 4))
+
+
 def test_results_do_not_change_from_run_to_run() -> None:
     made = layer(20)
     made(data((8, 20, 9, 9), 1))

@@ -109,6 +109,47 @@ def test_affine_values_dtype_flags_and_running_statistics_are_carried():
     assert (new.weight.requires_grad, new.bias.requires_grad, new.training) == (True, False, False)
 
 
+@pytest.mark.parametrize(("spec", "places"), [("batch:gain=2", (0, 2)), ("batch:gain=2,where=2nd", (2,))])
+def test_an_initial_gain_survives_the_exchange(spec: str, places: tuple[int, ...]):
+    net = nn.Sequential(nn.BatchNorm2d(6), nn.ReLU(), nn.BatchNorm2d(6), nn.ReLU(), nn.BatchNorm2d(6))
+    nn.init.zeros_(net[4].weight)  # silent, and stays so
+    plan_swap(net, spec).apply()
+    for i in (0, 2):
+        assert torch.equal(net[i].weight, torch.full((6,), 2.0 if i in places else 1.0))
+    assert not net[4].weight.any()
+
+
+@pytest.mark.parametrize("spec", ["mixture:k=3", "mixture:k=2,eps=0.001", "mixture:k=3,posterior=channel,scale=unit"])
+@pytest.mark.parametrize("affine", [True, False])
+def test_a_trained_batch_norm_keeps_its_function_as_a_mixture(spec: str, affine: bool):
+    def net() -> nn.Sequential:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6, eps=1e-2, affine=affine)).double()
+
+    old, x = net(), torch.randn(4, 3, 9, 9, dtype=torch.float64)
+    for p in old.parameters():
+        nn.init.normal_(p)
+    for _ in range(3):
+        old(2 * torch.randn(8, 3, 9, 9, dtype=torch.float64) + 1)
+    want = old.eval()(x)
+    torch.testing.assert_close(plan_swap(old, spec).apply().model(x), want, rtol=1e-9, atol=1e-9)
+    fresh = plan_swap(net(), spec).apply().model
+    assert not fresh[1].seeded  # nothing learned, so nothing to keep: the first batch seeds it
+    afresh = plan_swap(old, "batch", keep_affine=False).apply().model
+    assert not plan_swap(afresh, spec, keep_affine=False).apply().model[1].seeded
+
+
+@pytest.mark.parametrize("spec", ["mixture", "mixture:posterior=channel", "mode"])
+def test_a_mixture_can_be_exchanged_in_its_turn(spec: str):
+    net = nn.Sequential(nn.Conv2d(3, 6, 3), norms.build(spec, 6), nn.ReLU(), norms.MixtureNorm2d(6, 2))
+    plan = plan_swap(net, "group:size=3")
+    assert [s.kind for s in plan.swapped] == [type(net[1]).__name__, "MixtureNorm2d"]
+    undone = plan.apply()
+    assert type(net[1]) is type(net[3]) is type(norms.build("group:size=3", 6))
+    undone.undo()
+    assert isinstance(net[3], norms.MixtureNorm2d)
+
+
 def test_affine_can_start_afresh():
     net = nn.Sequential(nn.BatchNorm2d(6))
     nn.init.zeros_(net[0].weight)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from layerscope.norms.mixture import MixtureNorm, to_dtype
+from layerscope.norms.mixture import MixtureNorm
 from layerscope.norms.mixture_kernel import rows, unrows
 from layerscope.norms.mixture_math import SHARE_FLOOR, Mixture, Moments, floored
+from layerscope.norms.mixture_state import to_dtype
 
 
 class ChannelMixtureNorm(MixtureNorm):

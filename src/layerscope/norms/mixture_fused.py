@@ -8,10 +8,11 @@ forward pass under ``torch.compile`` or ``torch.export``. ``LAYERSCOPE_TRITON=0`
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -48,6 +49,36 @@ def _device(x: Tensor) -> AbstractContextManager[Any]:
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
+def capturing(x: Tensor) -> bool:
+    """Whether what is done now goes into a CUDA graph."""
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
+class Watch:
+    """Whether a batch was finite, asked for later so that nothing waits for the device now.
+
+    ``refuse`` raises. In a CUDA graph the flag is that of the last replay.
+    """
+
+    def __init__(self, finite: Tensor, refuse: Callable[[], NoReturn]) -> None:
+        self.captured, self.said, self.refuse = capturing(finite), False, refuse
+        self.event = None
+        self.host = finite
+        if finite.is_cuda and not self.captured:
+            self.host = torch.empty_like(finite, device="cpu", pin_memory=True)
+            self.host.copy_(finite, non_blocking=True)
+            self.event = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch's own signature
+            self.event.record(torch.cuda.current_stream(finite.device))
+
+    def require(self) -> None:
+        """Raise, once, if it was not. Waits for that forward pass, which by now has ended."""
+        if self.event is not None:
+            self.event.synchronize()
+        if not self.said and not bool(self.host):
+            self.said = not self.captured
+            self.refuse()
+
+
 class Tracked(NamedTuple):
     """What a training pass moves in place."""
 
@@ -58,12 +89,12 @@ class Tracked(NamedTuple):
 
 
 class Passed(NamedTuple):
-    """A training pass: the output, the batch's moments, the mixture before it, and whether all was finite, int32."""
+    """A training pass: the output, the batch's moments, the mixture before it, and whether all was finite."""
 
     y: Tensor
     batch: Moments
     before: Mixture
-    finite: Tensor
+    watch: Watch
 
 
 def train(
@@ -77,8 +108,12 @@ def train(
     eps: float,
     reduce: Reduce,
     track: Tracked | None,
+    refuse: Callable[[], NoReturn],
 ) -> Passed:
-    """Normalize ``x`` with the moments of the batch; moves what ``track`` holds unless a moment is not finite."""
+    """Normalize ``x`` with the moments of the batch; moves what ``track`` holds unless a moment is not finite.
+
+    Then the backward pass calls ``refuse``, which raises.
+    """
     from layerscope.norms import mixture_triton as kernels
 
     k = len(mixture.weight)
@@ -95,9 +130,10 @@ def train(
         done = kernels.finish(sums, plan, centre, affine, eps, scale == "unit", track)
     mean, var, table_scale, table_offset, mass, alpha, finite = done
     saved = (tau, centre, mean, var, mass, alpha)
-    y: Tensor = _Fused.apply(x, weight, bias, saved, (table_scale, table_offset), plan, eps, reduce)  # type: ignore[no-untyped-call]  # torch's own signature
+    watch = Watch(finite, refuse)
+    y: Tensor = _Fused.apply(x, weight, bias, saved, (table_scale, table_offset), plan, eps, reduce, watch)  # type: ignore[no-untyped-call]  # torch's own signature
     pairs = kept[k:].view(2, k, plan.C)
-    return Passed(y, Moments(mass, mean, var), Mixture(kept[:k], pairs[0], pairs[1]), finite)
+    return Passed(y, Moments(mass, mean, var), Mixture(kept[:k], pairs[0], pairs[1]), watch)
 
 
 @torch.no_grad()
@@ -133,6 +169,7 @@ class _Fused(torch.autograd.Function):
         plan: Any,
         eps: float,
         reduce: Reduce,
+        watch: Watch,
     ) -> Tensor:
         """``saved``: tau, centre, mean, var, mass, alpha."""
         from layerscope.norms import mixture_triton as kernels
@@ -141,13 +178,15 @@ class _Fused(torch.autograd.Function):
         with _device(x):
             kernels.normalize(rows(x), rows(y), plan, saved[0], saved[1], *tables)
         ctx.save_for_backward(x, weight, bias, *saved)
-        ctx.plan, ctx.eps, ctx.reduce = plan, eps, reduce
+        ctx.plan, ctx.eps, ctx.reduce, ctx.watch = plan, eps, reduce, watch
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Two passes over x and the gradient."""
+        """Two passes over x and the gradient; and the first time after the forward pass that waiting costs little."""
+        if not capturing(grad):
+            ctx.watch.require()
         from layerscope.norms import mixture_triton as kernels
 
         x, weight, bias, tau, centre, mean, var, mass, alpha = ctx.saved_tensors
@@ -168,25 +207,5 @@ class _Fused(torch.autograd.Function):
                 dx = torch.empty_like(x)
                 kernels.gradient(source, upstream, rows(dx), ctx.plan, tau, centre, done[2:])
         if weight is None or bias is None:
-            return dx, None, None, None, None, None, None, None
-        return dx, grad_weight.to(weight.dtype), grad_bias.to(bias.dtype), None, None, None, None, None
-
-
-class Watch:
-    """Whether a batch was finite, asked for later so that nothing waits for the device now."""
-
-    def __init__(self, finite: Tensor) -> None:
-        self.event = None
-        if finite.is_cuda:
-            self.host = torch.empty(1, dtype=finite.dtype, pin_memory=True)
-            self.host.copy_(finite, non_blocking=True)
-            self.event = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch's own signature
-            self.event.record(torch.cuda.current_stream(finite.device))
-        else:
-            self.host = finite
-
-    def finite(self) -> bool:
-        """Waits for that pass, which by now has ended."""
-        if self.event is not None:
-            self.event.synchronize()
-        return bool(self.host)
+            return dx, None, None, None, None, None, None, None, None
+        return dx, grad_weight.to(weight.dtype), grad_bias.to(bias.dtype), None, None, None, None, None, None

@@ -93,17 +93,18 @@ class Blocks:
     def pieces(self, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
         """All blocks of some [B, any, S], side by side."""
         b, _, s = self.x.shape
-        for each in zip(*(t.split(self.samples) for t in tensors), strict=True) if self.samples < b else (tensors,):
-            if self.positions < s:
-                yield from zip(*(t.split(self.positions, 2) for t in each), strict=True)
-            else:
-                yield each
+        for each in _cut(tensors, self.samples, 0) if self.samples < b else (tensors,):
+            yield from _cut(each, self.positions, 2) if self.positions < s else (each,)
 
     def room(self, channels: int) -> Tensor:
         """[B, channels, S] of the largest block, in the memory order of x."""
         if self.last:
             return self.x.new_empty(self.samples, self.positions, channels).transpose(1, 2)
         return self.x.new_empty(self.samples, channels, self.positions)
+
+
+def _cut(tensors: tuple[Tensor, ...], size: int, axis: int) -> Iterator[tuple[Tensor, ...]]:
+    return zip(*(t.split(size, axis) for t in tensors), strict=True)  # type: ignore[no-untyped-call]  # torch's own signature
 
 
 def _fit(room: Tensor, block: Tensor) -> Tensor:
@@ -124,7 +125,7 @@ class Spread:
         else:  # side by side, as one product
             side = torch.cat(tables, 1).t().expand(n, -1, -1)
             self.products = [(side, blocks.room(len(tables) * c))]
-            self.parts = self.products[0][1].split(c, 1)
+            self.parts = torch.split(self.products[0][1], c, 1)
         self.last = blocks.last
 
     def __call__(self, tau: Tensor) -> tuple[Tensor, ...]:
@@ -218,7 +219,7 @@ def posterior_moments(
     if reduce is not None:
         reduce(sums)
     mass = sums[:, -1]
-    mean, square = (sums[:, :-1] / mass.clamp_min(torch.finfo(sums.dtype).tiny).unsqueeze(1)).split(c, 1)
+    mean, square = torch.split(sums[:, :-1] / mass.clamp_min(torch.finfo(sums.dtype).tiny).unsqueeze(1), c, 1)
     return tau, Moments(mass, mean + centre, torch.addcmul(square, mean, mean, value=-1).clamp_min_(0))
 
 

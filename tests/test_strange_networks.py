@@ -111,6 +111,13 @@ def test_a_scripted_norm_is_refused_with_the_reason() -> None:
     assert "scripted, which is frozen" in result["group:size=4"].verdict.reason
 
 
+def test_as_many_images_as_channels_are_still_a_list_of_images() -> None:
+    model, (x, y), _ = CASES["list_of_images"]()
+    result = layerscope.compare(model, ["as is", "group:size=4"], (x[:3], y[:3]), batch_size=2)
+    assert (result.batch_size, result.in_shape) == (3, (3, 12, 12))
+    assert all(choice.profiles for choice in result.choices)
+
+
 def test_layers_inside_a_transform_are_run_and_named() -> None:
     model, batch, _ = CASES["mapped_over_samples"]()
     seen = layerscope.profile(model, batch)

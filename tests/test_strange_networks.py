@@ -138,6 +138,14 @@ def test_weights_outside_of_any_layer_get_a_gradient() -> None:
     assert not any("no gradient" in note for note in layerscope.profile(Net(), (x, x), loss="mse").warnings)
 
 
+@pytest.mark.parametrize("net", [nn.GRU(5, 12, 2, batch_first=True), nn.LayerNorm(5), nn.Embedding(9, 5)])
+def test_one_layer_is_too_few_and_not_frozen(net: nn.Module) -> None:
+    x = torch.randint(9, (8, 7)) if isinstance(net, nn.Embedding) else torch.randn(8, 7, 5)
+    reason = layerscope.judge(layerscope.profile(net, x)).reason
+    assert "fewer than two layers" in reason
+    assert "frozen" not in reason
+
+
 def test_a_network_that_contains_itself_is_refused() -> None:
     model = Small()
     model.body.around = model

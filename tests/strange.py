@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import random
 import warnings
 from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -343,6 +345,20 @@ def sparse_graph() -> Case:
 
 
 @case
+def draws_from_generators_of_its_own() -> Case:
+    class Net(Small):
+        def __init__(self) -> None:
+            super().__init__()
+            self.draw, self.coin, self.dice = torch.Generator(), random.Random(0), {"inner": np.random.default_rng(0)}
+
+        def forward(self, x: Tensor) -> Any:
+            noise = torch.randn(x.shape, generator=self.draw) * self.coin.random() * self.dice["inner"].random()
+            return super().forward(x + noise / 10)
+
+    return Net(), images(), {}
+
+
+@case
 def list_of_images() -> Case:
     net = like_small(lambda self, x: Small.forward(self, torch.stack(x)))
     return net, (list(torch.randn(IMAGES)), LABELS), {}
@@ -418,6 +434,10 @@ def snapshot(model: nn.Module) -> list[Any]:
 def _copied(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.detach().clone()
+    if isinstance(value, torch.Generator):
+        return value.get_state()
+    if isinstance(value, random.Random | np.random.Generator):
+        return repr(value.getstate() if isinstance(value, random.Random) else value.bit_generator.state)
     if isinstance(value, dict):
         return {k: _copied(v) for k, v in value.items()}
     return [_copied(v) for v in value] if isinstance(value, list | tuple) else value

@@ -111,6 +111,13 @@ def test_a_scripted_norm_is_refused_with_the_reason() -> None:
     assert "scripted, which is frozen" in result["group:size=4"].verdict.reason
 
 
+def test_as_many_images_as_channels_are_still_a_list_of_images() -> None:
+    model, (x, y), _ = CASES["list_of_images"]()
+    result = layerscope.compare(model, ["as is", "group:size=4"], (x[:3], y[:3]), batch_size=2)
+    assert (result.batch_size, result.in_shape) == (3, (3, 12, 12))
+    assert all(choice.profiles for choice in result.choices)
+
+
 def test_layers_inside_a_transform_are_run_and_named() -> None:
     model, batch, _ = CASES["mapped_over_samples"]()
     seen = layerscope.profile(model, batch)
@@ -129,6 +136,14 @@ def test_weights_outside_of_any_layer_get_a_gradient() -> None:
 
     x = torch.randn(8, 20)
     assert not any("no gradient" in note for note in layerscope.profile(Net(), (x, x), loss="mse").warnings)
+
+
+@pytest.mark.parametrize("net", [nn.GRU(5, 12, 2, batch_first=True), nn.LayerNorm(5), nn.Embedding(9, 5)])
+def test_one_layer_is_too_few_and_not_frozen(net: nn.Module) -> None:
+    x = torch.randint(9, (8, 7)) if isinstance(net, nn.Embedding) else torch.randn(8, 7, 5)
+    reason = layerscope.judge(layerscope.profile(net, x)).reason
+    assert "fewer than two layers" in reason
+    assert "frozen" not in reason
 
 
 def test_a_network_that_contains_itself_is_refused() -> None:

@@ -5,8 +5,10 @@ Parameters and buffers keep their place here, not their values; every other tens
 
 from __future__ import annotations
 
+import random
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -38,6 +40,7 @@ class Attributes:
         holders = [own for _, own in self._modules] + [kept for c, kept in self._containers if id(c) not in tables]
         tensors = {id(t): t for held in holders for t in _values(held) if isinstance(t, Tensor)}
         self._tensors = [(t, t.detach().clone()) for t in tensors.values()]
+        self._generators = [found for held in holders for value in _values(held) if (found := _generator(value))]
 
     def restore(self) -> None:
         """Put back what stood where."""
@@ -54,6 +57,8 @@ class Attributes:
                 container.extend(kept) if isinstance(container, deque) else container.update(kept)
         for tensor, copy in self._tensors:
             put_back(tensor, copy)
+        for set_state, state in self._generators:
+            set_state(state)
 
 
 def put_back(tensor: Tensor, copy: Tensor) -> None:
@@ -76,6 +81,16 @@ def _own(module: nn.Module) -> dict[str, Any]:
     if type(module).__module__.startswith("torch.nn.modules") and not module._forward_pre_hooks:
         return {name: vars(module)[name] for name in _TORCH}
     return {name: value for name, value in vars(module).items() if name not in _INTERNAL}
+
+
+def _generator(value: Any) -> tuple[Callable[[Any], Any], Any] | None:
+    """How to put back a random generator of torch, Python or NumPy, and its state; None for anything else."""
+    if isinstance(value, torch.Generator):
+        return value.set_state, value.get_state()
+    if isinstance(value, random.Random):
+        return value.setstate, value.getstate()
+    bits = getattr(value, "bit_generator", None) if type(value).__module__.startswith("numpy.") else None
+    return None if bits is None else (partial(setattr, bits, "state"), bits.state)
 
 
 def _values(held: Any) -> Iterable[Any]:

@@ -88,8 +88,8 @@ def compare(
     given, data = data, sources.data_from(data)
     x, y, name, found_classes = _samples(data, batch_size, chunks)
     main = inputs.main(x)
-    shape = tuple(main.shape[1:]) if main is not None and not main.is_nested else ()
     samples = inputs.count(x, y)
+    shape = inputs.shape_of_one(x, samples)
     if main is not None and not inputs.is_even(x, samples):
         batch_size = samples  # a graph, a list of images: one whole that cannot be cut
     label = source if isinstance(source, str) else getattr(source, "__name__", type(source).__name__)

@@ -98,8 +98,26 @@ def count(x: Any, y: Any = None) -> int:
     rows = 0 if first is None else len(first)
     if labels is None or len(labels) == rows or isinstance(x, Tensor):
         return rows
-    is_list = isinstance(x, list) and len(x) == len(labels)
-    return len(labels) if is_list or not is_even(x, rows) else rows
+    return len(labels) if _is_one_each(x, len(labels)) or not is_even(x, rows) else rows
+
+
+def shape_of_one(x: Any, samples: int) -> tuple[int, ...]:
+    """The shape of one sample, by the main tensor; empty where there is none.
+
+    >>> shape_of_one(torch.zeros(5, 3), 5), shape_of_one([torch.zeros(3, 8, 8)] * 5, 5)
+    ((3,), (3, 8, 8))
+    """
+    first = main(x)
+    if first is None or first.is_nested:
+        return ()
+    return tuple(first.shape if _is_one_each(x, samples) else first.shape[1:])
+
+
+def _is_one_each(x: Any, samples: int) -> bool:
+    """Whether ``x`` is a list of samples, as detection networks take images, and no list of several inputs."""
+    if not isinstance(x, list) or len(x) != samples or not all(isinstance(part, Tensor) for part in x):
+        return False
+    return any(len(part) != samples for part in x if part.ndim) or all(part.ndim == 3 for part in x)
 
 
 def is_dense(tensor: Tensor) -> bool:
@@ -109,7 +127,7 @@ def is_dense(tensor: Tensor) -> bool:
 
 def is_even(x: Any, samples: int) -> bool:
     """Whether every tensor in ``x`` (but single numbers) has one row per sample, so that samples can be picked."""
-    return all(is_dense(t) and len(t) == samples for _, t in named(x) if t.ndim)
+    return not _is_one_each(x, samples) and all(is_dense(t) and len(t) == samples for _, t in named(x) if t.ndim)
 
 
 def pick(x: Any, index: Tensor | slice) -> Any:

@@ -185,3 +185,18 @@ def test_comparison_shows_itself(tmp_path: Path) -> None:
     result: Comparison = comparison(LAWS[:2], seeds=1, layers=5)
     assert str(result) == report.to_text(result)
     assert result.to_html(tmp_path / "x.html").exists()
+
+
+def test_the_keyboard_reaches_every_name_and_the_hit_rates_stand_once() -> None:
+    made = comparison()
+    html = str(report.to_fragment(made))
+    names = re.findall(r'<h3><button type="button">([^<]+)</button></h3>', html)
+    assert names == [choice.norm for choice in made.ranking()]
+    assert html.count("Hit rate on held-out trainings") == 1
+    assert "<details open>" not in html
+
+
+def test_a_single_network_has_its_axes_in_the_open() -> None:
+    html = str(report.to_fragment(comparison(LAWS[:1], seeds=1, layers=4)))
+    assert html.count("<details open>") == 1
+    assert "Hit rate on held-out trainings" not in html

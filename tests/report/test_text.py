@@ -66,6 +66,13 @@ def test_profile_lists_the_main_path() -> None:
     assert "cosine at the classifier input 0.72" in text
 
 
+def test_a_long_source_costs_no_fact() -> None:
+    made = replace(comparison(LAWS[:1], seeds=1, layers=4), source="path/to/a/long/file/name.py:make_the_model" * 2)
+    text = report.to_text(made)
+    is_plain(text)
+    assert "seed 0" in text
+
+
 def test_a_deep_profile_is_thinned_but_keeps_both_ends() -> None:
     text = report.to_text(profile(LAWS[1], layers=157))
     is_plain(text)

@@ -21,7 +21,7 @@ TABLE: dict[str, tuple[str, str]] = {
     "demo": ("demo", "the main job on bundled data: nine norms in two deep networks"),
     "study": ("study", "run, follow and resume a grid of probes and trainings"),
     "score": ("score", "how often verdicts were right on a study's trainings"),
-    "encrypted": ("encrypted", "what encrypted inference costs, and what makes it cheaper; client and server"),
+    "encrypted": ("encrypted", "costs of encrypted inference and how to cut them; client and server"),
     "focus": ("focus", "skip the pixels that do not matter, or say that it does not pay"),
     "medic": ("medic", "remove a backdoor by cloning what matters, and judge every removal"),
     "sampling": ("sampling", "stochastic units that normalize themselves"),

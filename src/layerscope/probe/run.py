@@ -9,7 +9,7 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
-from layerscope import __version__
+from layerscope import __version__, inputs
 from layerscope.errors import ProbeError, did_you_mean
 from layerscope.probe.finalise import average
 from layerscope.probe.inputs import check_batch
@@ -100,7 +100,7 @@ def profile(
         level=level,
         batch_size=data.size,
         chunks=len(chunks),
-        in_shape=tuple(data.main.shape[1:]),
+        in_shape=inputs.shape_of_one(data.x, data.samples),
         seed=seed,
         loss=_mean([c.loss for c in chunks]),
         classifier=first.classifier,

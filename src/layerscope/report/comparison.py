@@ -41,7 +41,8 @@ def fragment(result: Comparison) -> Html:
             el("p", lead(choices, result.source), class_="ls-lede"),
             el("p", facts(result), class_="ls-facts"),
             verdict_rows(choices, pictures),
-            el("p", records, class_="ls-facts") if (records := track_records(choices)) else "",
+            # a single row says it itself
+            el("p", track_records(choices), class_="ls-facts") if len(choices) > 1 else "",
             *(figures or [el("p", "No layer was measured, so there is nothing to draw.", class_="ls-facts")]),
             micro_figure(choices),
             frontier(choices),

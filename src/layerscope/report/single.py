@@ -55,5 +55,4 @@ def verdict_title(verdict: Verdict) -> str:
 
 def verdict_fragment(verdict: Verdict) -> Html:
     """One row: label, reason, remedies, axes."""
-    record = el("p", verdict.track_record, class_="ls-facts") if verdict.track_record else ""
-    return join([verdict_rows([Choice("this network", verdict)]), record])
+    return verdict_rows([Choice("this network", verdict)])

@@ -10,7 +10,7 @@ from layerscope.report.comparison import track_records
 from layerscope.report.looks import LABEL_LOOKS, LEVEL_LOOKS
 from layerscope.report.measures import AXIS_TITLES, axis_number
 from layerscope.report.micro import micro_sentence, trained
-from layerscope.report.styled import Lines, Piece
+from layerscope.report.styled import Lines, Piece, ascii_only
 from layerscope.report.verdicts import analytic_text, sentence
 from layerscope.verdict.trunk import trunk
 from layerscope.verdict.types import Axis, AxisName, Comparison, Verdict
@@ -26,7 +26,7 @@ def comparison_text(result: Comparison) -> Lines:
     out = Lines()
     seeds = f"seed{'s' if len(result.seeds) > 1 else ''} {' '.join(map(str, result.seeds))}" if result.seeds else ""
     where = [result.data, f"batch {result.batch_size}", numbers.shape(result.in_shape), seeds]
-    out.add(Piece(result.source, "bold"), "  ", Piece(", ".join(w for w in where if w), "dim"))
+    _head(out, result.source, where)
     out.add()
     choices = result.ranking()
     rows: list[list[str | Piece]] = []
@@ -87,7 +87,7 @@ def profile_text(profile: Profile) -> Lines:
     out = Lines()
     norm = "" if profile.norm == "as is" else f", {profile.norm}"
     facts = [f"batch {profile.batch_size}", numbers.shape(profile.in_shape), f"{len(profile.records)} call sites"]
-    out.add(Piece(f"{profile.source}{norm}", "bold"), "  ", Piece(", ".join(facts), "dim"))
+    _head(out, f"{profile.source}{norm}", facts)
     out.add()
     path = trunk(profile)
     forward: Sequence[LayerRecord] = path.forward or profile.records
@@ -117,6 +117,16 @@ def profile_text(profile: Profile) -> Lines:
     for warning in profile.warnings:
         out.paragraph(warning, first="! ", rest="  ", style="yellow")
     return out
+
+
+def _head(out: Lines, name: str, facts: Sequence[str]) -> None:
+    """What was looked at and how, in one line where both fit."""
+    told = ", ".join(fact for fact in facts if fact)
+    if len(ascii_only(f"{name}  {told}")) <= out.width:
+        out.add(Piece(name, "bold"), "  ", Piece(told, "dim"))
+    else:
+        out.paragraph(name, style="bold")
+        out.paragraph(told, style="dim")
 
 
 def _thin(records: Sequence[LayerRecord]) -> list[LayerRecord]:

@@ -22,11 +22,12 @@ def verdict_rows(choices: Sequence[Choice], pictures: Pictures | None = None) ->
     """One row for each choice, in the order given; small curves from ``pictures`` (of the same choices) beside them."""
     heads = [el("span", el("b", title), el("i", unit)) for title, unit in AXIS_TITLES.values()]
     head = el("div", el("span"), el("span"), *heads, class_="ls-row ls-row-head", aria_hidden="true")
-    rows = [_row(choice, key, pictures) for key, choice in enumerate(choices)]
+    alone = len(choices) == 1  # then there is room, and nothing to compare it with
+    rows = [_row(choice, key, pictures, alone) for key, choice in enumerate(choices)]
     return el("section", head, *rows, class_="ls-rows", aria_label="verdicts")
 
 
-def _row(choice: Choice, key: int, pictures: Pictures | None) -> Html:
+def _row(choice: Choice, key: int, pictures: Pictures | None, unfolded: bool) -> Html:
     verdict = choice.verdict
     name = el("button", choice.norm, type="button") if pictures else choice.norm
     who = el("header", el("h3", name), tag(LABEL_LOOKS[verdict.label], verdict.label), class_="ls-who")
@@ -35,12 +36,17 @@ def _row(choice: Choice, key: int, pictures: Pictures | None) -> Html:
         for name in AXIS_TITLES
     ]
     return el(
-        "article", who, el("div", why(verdict, choice.notes), class_="ls-why"), *cells, class_="ls-row", data_c=key
+        "article",
+        who,
+        el("div", why(verdict, choice.notes, unfolded), class_="ls-why"),
+        *cells,
+        class_="ls-row",
+        data_c=key,
     )
 
 
-def why(verdict: Verdict, notes: Sequence[str] = ()) -> Html:
-    """Reason, remedies, and folded below them the axes in words, the theory, the track record and notes."""
+def why(verdict: Verdict, notes: Sequence[str] = (), unfolded: bool = False) -> Html:
+    """Reason, remedies, and (folded, as a rule) the axes in words, the theory, the score, the hit rate and notes."""
     folded: list[object] = [_tries(verdict.remedies[_SHOWN:])] if verdict.remedies[_SHOWN:] else []
     folded += [
         el("p", glyph(LEVEL_LOOKS[a.level]), " ", el("b", AXIS_TITLES[a.name][0]), f" ({a.level}): {a.text}",
@@ -64,7 +70,7 @@ def why(verdict: Verdict, notes: Sequence[str] = ()) -> Html:
         more = len(verdict.remedies) - _SHOWN
         hints = [f"{more} more to try" if more > 0 else "", "theory differs" if differs(verdict) else ""]
         summary = ", ".join(["Details", *(h for h in hints if h)])
-        parts.append(el("details", el("summary", summary), *folded))
+        parts.append(el("details", el("summary", summary), *folded, open=unfolded))
     return join(parts)
 
 

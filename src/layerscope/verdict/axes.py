@@ -164,13 +164,10 @@ def backward_axis(profiles: Sequence[Profile], limits: Thresholds) -> Axis:
             ratios.append(g[0] / g[-1])
             rates.append(gradient.backward_rate(g))
     if not ratios:
-        return Axis(
-            "B",
-            "unknown",
-            None,
-            None,
-            "no gradient reached the main path: every parameter is frozen, or the classifier starts at zero",
-        )
+        text = "no gradient reached the main path: every parameter is frozen, or the classifier starts at zero"
+        if any(r.grad_scaled or r.weight_grad for p in profiles for r in p.records):
+            text = "fewer than two layers on the main path have a gradient, so that there is nothing to compare"
+        return Axis("B", "unknown", None, None, text)
     ratio, spread = _over_seeds(ratios)
     rate, _ = _over_seeds(rates)
     t = trunk(profiles[0])

@@ -16,7 +16,8 @@ from typing import NamedTuple
 
 from layerscope.probe.records import Level, Role
 
-GRAM_SAMPLES = 32
+#: Soft ranks, and whatever a level reads of only a part of a batch, are of its first samples, so many of them.
+FIRST_SAMPLES = 32
 GRAM_FEATURES = 16384
 _ALL = 1 << 62
 _WEIGHTED = ("conv", "linear", "attention", "block")
@@ -27,6 +28,8 @@ _BEFORE_OUTLET = ("conv", "norm")
 class Plan(NamedTuple):
     """The reductions of one call site, beside its moments."""
 
+    samples: int = _ALL
+    """At most this many samples are read."""
     cosine: bool = False
     gram_samples: int = 0
     """At most this many samples in the Gram matrix; 0: none."""
@@ -36,11 +39,14 @@ class Plan(NamedTuple):
     """Keep a few thousand values, for the share of zeros."""
     absmax: bool = False
     gradient: bool = False
+    inner_gradient: bool = True
+    """Also inside a block of a residual stream, whose own output's gradient could stand for it."""
 
     def covers(self, other: Plan) -> bool:
         """Whether everything ``other`` asks of the values is done here too."""
         return (
-            self.cosine >= other.cosine
+            self.samples >= other.samples
+            and self.cosine >= other.cosine
             and self.gram_samples >= other.gram_samples
             and (not other.gram_samples or self.gram_features >= other.gram_features)
             and self.sketch >= other.sketch
@@ -68,16 +74,16 @@ class Planner:
         if self.level == "light":
             if in_block and role not in (*_WEIGHTED, "norm"):
                 return None
-            return Plan(gradient=role in _WEIGHTED)
+            return Plan(FIRST_SAMPLES, gradient=role in _WEIGHTED, inner_gradient=role == "block")
         outlet = role in (_OUTLETS if self.has_outlets else _BEFORE_OUTLET)
         between = role in _BEFORE_OUTLET and not outlet
         if self.level == "standard":
             return Plan(
                 cosine=not between,
-                gram_samples=GRAM_SAMPLES if outlet else 0,
+                gram_samples=FIRST_SAMPLES if outlet else 0,
                 sketch=outlet,
                 gradient=role not in ("norm", "activation"),
             )
         if outlet:
-            return Plan(True, GRAM_SAMPLES, _ALL, sketch=True, absmax=True, gradient=True)
-        return Plan(role != "norm", GRAM_SAMPLES if role == "norm" else 0, gradient=True)
+            return Plan(_ALL, True, FIRST_SAMPLES, _ALL, sketch=True, absmax=True, gradient=True)
+        return Plan(_ALL, role != "norm", FIRST_SAMPLES if role == "norm" else 0, gradient=True)

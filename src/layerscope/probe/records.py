@@ -16,6 +16,9 @@ Role = Literal["conv", "linear", "norm", "activation", "pool", "attention", "blo
 Layout = Literal["conv", "token", "vector", "other"]
 Level = Literal["light", "standard", "deep"]
 
+#: A residual stream of fewer blocks says nothing about growth with depth: such a network is judged layer by layer.
+FEWEST_BLOCKS = 3
+
 
 @dataclass(frozen=True)
 class LayerRecord:

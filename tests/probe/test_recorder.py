@@ -383,23 +383,29 @@ def test_light_leaves_the_gradient_inside_a_stream_to_its_blocks(blocks: int) ->
     assert all(r.grad_norm for r in (*light.of("block", "linear"), light["0"]))
 
 
-def test_light_reads_the_first_32_samples_and_takes_the_gradient_of_all() -> None:
+def test_moments_of_the_first_32_samples_and_gradients_of_all() -> None:
+    """At ``light`` everywhere, at ``standard`` between a weight layer and its activation; ``deep`` reads all."""
     torch.manual_seed(0)
     model, x, y = stream(3), torch.randn(40, 1, 5, 5) * torch.linspace(1, 3, 40).view(-1, 1, 1, 1), torch.arange(40) % 3
     stored = store_everything(model, x, y)
-    seen = profile(model, (x, y), level="light")
-    first = seen["0"]
-    assert first.ms == pytest.approx(float(stored["0"].value[:32].double().square().mean()), rel=1e-5)
-    assert first.grad_norm == pytest.approx(float(stored["0"].grad.double().norm()), rel=1e-5)  # type: ignore[union-attr]
-    assert first.shape[0] == 40
-    whole = profile(model, (x, y), level="standard")["0"]
-    assert whole.ms == pytest.approx(float(stored["0"].value.double().square().mean()), rel=1e-5)
+    every, grad = stored["0"].value.double(), stored["0"].grad
+    assert grad is not None
+    for level, samples in (("light", 32), ("standard", 32), ("deep", 40)):
+        seen = profile(model, (x, y), level=level)  # type: ignore[arg-type]  # plain strings
+        record = seen["0"]
+        assert record.shape[0] == 40
+        assert record.ms == pytest.approx(float(every[:samples].square().mean()), rel=1e-5)
+        assert record.variance == pytest.approx(float(by_channel(every[:samples], "conv").var(1).mean()), rel=1e-5)
+        assert record.grad_norm == pytest.approx(float(grad.double().norm()), rel=1e-5)
+        acted = seen["1.act"] if level != "light" else None
+        if acted is not None:
+            assert acted.ms == pytest.approx(float(stored["1.act"].value.double().square().mean()), rel=1e-5)
 
 
 def test_a_batch_norm_over_another_axis_than_the_layer_before_it() -> None:
     """A linear layer's channels are the last axis, the batch norm's behind it the second: nothing follows from them."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(5, 7), nn.BatchNorm1d(7), nn.ReLU(), nn.Flatten(), nn.Linear(49, 3))
+    model = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(7), nn.ReLU(), nn.Flatten(), nn.Linear(28, 3))
     x = torch.randn(6, 7, 5) + torch.arange(7.0).view(1, 7, 1)
     nn.init.uniform_(model[1].weight, 0.5, 2)
     value = model[:2](x).detach().double()

@@ -65,12 +65,19 @@ class Planner:
     def __init__(self, level: Level, roles: Iterable[Role]) -> None:
         self.level = level
         self.has_outlets = any(role in _OUTLETS for role in roles)
+        self._plans: dict[tuple[Role, bool], Plan | None] = {}
 
     def __call__(self, role: Role, in_block: bool) -> Plan | None:
         """What is measured where ``role`` stands; None: nothing, the call site is left out.
 
         ``light`` leaves out what lies inside a block, except weights and norms: the block's own output stands for it.
         """
+        key = role, in_block
+        if key not in self._plans:
+            self._plans[key] = self._plan(role, in_block)
+        return self._plans[key]
+
+    def _plan(self, role: Role, in_block: bool) -> Plan | None:
         if self.level == "light":
             if in_block and role not in (*_WEIGHTED, "norm"):
                 return None
@@ -79,6 +86,7 @@ class Planner:
         between = role in _BEFORE_OUTLET and not outlet
         if self.level == "standard":
             return Plan(
+                FIRST_SAMPLES if between else _ALL,
                 cosine=not between,
                 gram_samples=FIRST_SAMPLES if outlet else 0,
                 sketch=outlet,

@@ -21,7 +21,7 @@ from layerscope.probe.plans import Plan, Planner
 from layerscope.probe.points import Point
 from layerscope.probe.records import FEWEST_BLOCKS, Level, Role
 from layerscope.probe.reducers import Reduced, Reducer, square_norm
-from layerscope.probe.residual import is_sum_of_paths
+from layerscope.probe.residual import Walk, is_sum_of_paths
 
 
 @dataclass(slots=True)
@@ -90,12 +90,13 @@ class Recorder:
         self._axes = AxisMemory()
         self._seen: dict[int, tuple[weakref.ref[Tensor], int, Trace]] = {}
         self._to_watch = []
+        self._walk = Walk()
         self._watching = True
 
     def stop(self) -> None:
         """End the forward pass: recomputation during the backward pass must not be recorded again."""
         self._watching = False
-        self._seen = {}
+        self._seen, self._walk = {}, Walk()
         stream = self._stream() if any(t.is_inner for t, _, _ in self._to_watch) else ()
         for trace, node, index in self._to_watch:
             if not trace.is_inner or trace.block not in stream:
@@ -117,7 +118,7 @@ class Recorder:
                 known = None if out is None else self._known(out)
                 if point.is_candidate and known is not None and known.is_block:
                     return  # a stage that hands on its last block's output is no block of its own
-                residual = point.role == "block" and out is not None and is_sum_of_paths(out)
+                residual = point.role == "block" and out is not None and is_sum_of_paths(out, self._walk)
                 if residual or not point.is_candidate:
                     source = args[0] if args and _is_plain_batch_norm(module) else None
                     self.record(point.path, point.kind, point.role, point.block, module, out, source, residual)

@@ -103,12 +103,13 @@ def square_norm(t: Tensor) -> Tensor:
 
     On the CPU what runs over or under in float32 is read again in float64.
     """
-    t = torch.view_as_real(t.detach()) if t.is_complex() else t.detach()
+    t = t.detach()
+    if t.is_cpu and t.dtype is torch.float32 and (line := _line(t)) is not None:
+        square = torch.dot(line, line)
+        return square if _SAFE[0] < square.item() < _SAFE[1] else _square(t, torch.float64)
+    t = torch.view_as_real(t) if t.is_complex() else t
     wide = torch.float32 if t.dtype in (torch.float16, torch.bfloat16) else t.dtype
-    line = _line(t) if t.device.type == "cpu" and t.dtype == wide else None
-    square = _square(t, wide) if line is None else torch.dot(line, line)
-    lossy = t.device.type == "cpu" and wide == torch.float32 and not _SAFE[0] < float(square) < _SAFE[1]
-    return _square(t, torch.float64) if lossy else square
+    return _square(t, torch.float64 if t.is_cpu else wide)
 
 
 def norms(tensors: Sequence[Tensor]) -> list[float]:

@@ -1,9 +1,11 @@
 """Which reductions a call site gets, by level and role: the price list of the probe.
 
-Prices in reads of the tensor: moments 2, cosine 1, gradient 1, Gram matrix of 32 samples 3, extremes 1.5. The Gram
-matrix and its eigenvalues cost the square and the cube of the samples, so every level takes the ranks of at most 32:
-they then mean the same at every level and batch size, and a large batch costs its reads and no more. The moments of a
-plain batch norm's output follow from its input's, so they cost nothing where no more is asked.
+Prices in reads of the tensor: moments 2, cosine 1, gradient 1, Gram matrix of 32 samples 3, extremes 1.5. ``light`` and
+``standard`` read the first 32 samples of a batch: the network still runs on all of it, so a batch norm normalizes the
+training batch, but a larger batch costs no more to read. Gradients are of the whole batch at every level. The Gram
+matrix and its eigenvalues cost the square and the cube of the samples, so ``deep`` takes the ranks of 32 too: they mean
+the same at every level and batch size. The moments of a plain batch norm's output follow from its input's, so they cost
+nothing where no more is asked; where a part of the batch was read, they are estimated as if that part were the batch.
 
 Signals are read where a layer hands its result on (an *outlet*): activations and blocks. A network that shows neither,
 because its activations are functions, is read at its weight and norm layers instead.
@@ -86,7 +88,7 @@ class Planner:
         between = role in _BEFORE_OUTLET and not outlet
         if self.level == "standard":
             return Plan(
-                FIRST_SAMPLES if between else _ALL,
+                FIRST_SAMPLES,
                 cosine=not between,
                 gram_samples=FIRST_SAMPLES if outlet else 0,
                 sketch=outlet,

@@ -22,7 +22,10 @@ FEWEST_BLOCKS = 3
 
 @dataclass(frozen=True)
 class LayerRecord:
-    """The numbers measured at one call site (one execution of one module or functional op)."""
+    """The numbers measured at one call site (one execution of one module or functional op).
+
+    Forward numbers are of the samples that were read: all of a batch at level ``deep``, the first 32 at the others.
+    """
 
     index: int
     """Execution order, from 0."""

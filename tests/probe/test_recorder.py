@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from layerscope import quantities as q
 from layerscope.probe import LayerRecord, profile
-from probe.problems import PROBLEMS, Functional, Problem, residual
+from probe.problems import PROBLEMS, Functional, Problem, ResidualBlock, residual
 
 
 @dataclass
@@ -348,7 +348,7 @@ def test_a_block_that_ends_in_a_norm_is_measured_as_a_block(level: str) -> None:
 
 
 @pytest.mark.parametrize("level", ["standard", "deep"])
-def test_ranks_are_of_the_first_32_samples_and_the_cosine_of_all(level: str) -> None:
+def test_ranks_are_of_the_first_32_samples_and_the_cosine_of_all_that_are_read(level: str) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
     x = torch.randn(40, 1, 6, 6) + torch.linspace(-2, 2, 40).view(-1, 1, 1, 1)
@@ -357,5 +357,60 @@ def test_ranks_are_of_the_first_32_samples_and_the_cosine_of_all(level: str) -> 
     m = functional.normalize(value[:32]) @ functional.normalize(value[:32]).T
     assert seen.stable_rank == pytest.approx(float(32 / torch.linalg.eigvalsh(m).amax()), rel=1e-5)
     assert seen.participation_ratio == pytest.approx(float(32**2 / m.square().sum()), rel=1e-5)
-    every = functional.normalize(value) @ functional.normalize(value).T
-    assert seen.cosine == pytest.approx(float((every.sum() - 40) / (40 * 39)), rel=1e-5)
+    read = functional.normalize(value if level == "deep" else value[:32])
+    n = len(read)
+    assert seen.cosine == pytest.approx(float(((read @ read.T).sum() - n) / (n * (n - 1))), rel=1e-5)
+
+
+def stream(blocks: int) -> nn.Module:
+    """A residual network of equal blocks."""
+    body = [ResidualBlock(4) for _ in range(blocks)]
+    return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), *body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+
+
+@pytest.mark.parametrize("blocks", [2, 3])
+def test_light_leaves_the_gradient_inside_a_stream_to_its_blocks(blocks: int) -> None:
+    torch.manual_seed(0)
+    model, x, y = stream(blocks), torch.randn(6, 1, 5, 5), torch.arange(6) % 3
+    light, deep = profile(model, (x, y), level="light"), profile(model, (x, y), level="deep")
+    inner = [r for r in light.of("conv") if r.name != "0"]
+    assert len(inner) == 2 * blocks
+    assert all((r.grad_norm is None) == (blocks == 3) for r in inner)
+    for record in light.records:
+        twin = deep[record.name]
+        assert record.weight_grad == twin.weight_grad
+        if record.grad_norm is not None:
+            assert record.grad_norm == pytest.approx(twin.grad_norm, rel=1e-5)
+    assert all(r.grad_norm for r in (*light.of("block", "linear"), light["0"]))
+
+
+def test_moments_of_the_first_32_samples_and_gradients_of_all() -> None:
+    """At ``light`` and ``standard``; ``deep`` reads all. The network runs on the whole batch at every level."""
+    torch.manual_seed(0)
+    model, x, y = stream(3), torch.randn(40, 1, 5, 5) * torch.linspace(1, 3, 40).view(-1, 1, 1, 1), torch.arange(40) % 3
+    stored = store_everything(model, x, y)
+    every, grad = stored["0"].value.double(), stored["0"].grad
+    assert grad is not None
+    for level, samples in (("light", 32), ("standard", 32), ("deep", 40)):
+        seen = profile(model, (x, y), level=level)  # type: ignore[arg-type]  # plain strings
+        record = seen["0"]
+        assert record.shape[0] == 40
+        assert record.ms == pytest.approx(float(every[:samples].square().mean()), rel=1e-5)
+        assert record.variance == pytest.approx(float(by_channel(every[:samples], "conv").var(1).mean()), rel=1e-5)
+        assert record.grad_norm == pytest.approx(float(grad.double().norm()), rel=1e-5)
+        if level != "light":
+            acted = stored["1.act"].value.double()[:samples]
+            assert seen["1.act"].ms == pytest.approx(float(acted.square().mean()), rel=1e-5)
+
+
+def test_a_batch_norm_over_another_axis_than_the_layer_before_it() -> None:
+    """A linear layer's channels are the last axis, the batch norm's behind it the second: nothing follows from them."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(7), nn.ReLU(), nn.Flatten(), nn.Linear(28, 3))
+    x = torch.randn(6, 7, 5) + torch.arange(7.0).view(1, 7, 1)
+    nn.init.uniform_(model[1].weight, 0.5, 2)
+    value = model[:2](x).detach().double()
+    for level in ("light", "standard", "deep"):
+        seen = profile(model, (x, torch.arange(6) % 3), level=level)["1"]  # type: ignore[arg-type]  # plain strings
+        assert seen.ms == pytest.approx(float(value.square().mean()), rel=1e-5)
+        assert seen.variance == pytest.approx(float(value.movedim(1, 0).flatten(1).var(1).mean()), rel=1e-5)

@@ -222,3 +222,15 @@ def test_no_memory_growth_over_100_calls() -> None:
 
 def count_tensors() -> int:
     return sum(issubclass(type(o), Tensor) for o in gc.get_objects())
+
+
+def test_a_weight_that_lies_channels_last_is_put_back() -> None:
+    class Shrinking(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            self.weight.data.mul_(0.5)
+            return super().forward(x)
+
+    model = nn.Sequential(Shrinking(3, 4, 3), nn.Flatten(), nn.Linear(16, 2)).to(memory_format=torch.channels_last)
+    before = model[0].weight.detach().clone()
+    profile(model, torch.randn(3, 3, 4, 4))
+    assert torch.equal(model[0].weight, before)

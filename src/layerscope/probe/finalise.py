@@ -8,12 +8,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from layerscope.probe.recorder import Trace
 from layerscope.probe.records import LayerRecord
-from layerscope.probe.reducers import Reduced
+from layerscope.probe.reducers import Reduced, host
 from layerscope.probe.summary import COLUMNS, Side, summarise
 from layerscope.quantities import health, rank, similarity
 from layerscope.quantities.moments import Tables, batch_normalized
@@ -144,13 +144,6 @@ def _grams(unique: dict[int, Reduced], numbers: dict[int, dict[str, float]]) -> 
 def _scale_gradient(values: dict[str, float]) -> None:
     if "grad_norm" in values and "ms" in values:
         values["grad_scaled"] = values["grad_norm"] * math.sqrt(values["ms"]) if values["ms"] >= 0 else math.nan
-
-
-def host(scalars: Sequence[Tensor]) -> Iterator[float]:
-    """0-d tensors as numbers: one copy from an accelerator, none from the CPU."""
-    if all(s.device.type == "cpu" for s in scalars):
-        return (s.item() for s in scalars)
-    return iter(torch.stack([s.double() for s in scalars]).tolist())
 
 
 def average(

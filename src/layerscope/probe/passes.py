@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections import defaultdict
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from layerscope import inputs
 from layerscope.errors import ProbeError
 from layerscope.probe.blame import blame
 from layerscope.probe.draws import draws_in_evaluation, own_noise
-from layerscope.probe.finalise import Site, finalise, host
+from layerscope.probe.finalise import Site, finalise
 from layerscope.probe.functional import FunctionalOps
 from layerscope.probe.inputs import Batch, integers
 from layerscope.probe.network import Network
@@ -26,7 +25,7 @@ from layerscope.probe.points import Point
 from layerscope.probe.readout import Head, Readout
 from layerscope.probe.recorder import Recorder
 from layerscope.probe.records import Level
-from layerscope.probe.reducers import square_norm
+from layerscope.probe.reducers import norms
 from layerscope.probe.state import Generators
 from layerscope.quantities import rank, similarity, spread
 
@@ -153,23 +152,22 @@ class Passes:
         except Exception as error:
             raise blame(error, self.model, inputs.shapes(x), "backward") from error
         self.gradient_came = self.gradient_came or any(g is not None for g in grads)
-        squares = {
-            id(parameter): square_norm(grad.coalesce().values() if grad.is_sparse else grad)
+        found = {
+            id(parameter): grad.coalesce().values() if grad.is_sparse else grad
             for parameter, grad, is_weight in zip(self.trainable, grads, self._weights, strict=False)
             if is_weight and grad is not None
         }
-        for key, square in zip(squares, host(list(squares.values())), strict=True):
-            self._grad_norms[key] += math.sqrt(square)
+        for key, norm in zip(found, norms(list(found.values())), strict=True):
+            self._grad_norms[key] += norm
 
     def weights(self, chunks: int) -> dict[int, tuple[float, float | None]]:
         """``id(module)`` -> norm of its weight and mean norm of the weight's gradient."""
         weights = [(id(point.module), weight) for point in self.points if (weight := point.weight) is not None]
-        squares = host([square_norm(weight) for _, weight in weights])
         # a weight that can be trained and got no gradient has a gradient of zero
         grads = {id(p): self._grad_norms.get(id(p), 0.0) / chunks for p in self.trainable}
         return {
-            module: (math.sqrt(square), grads.get(id(weight)))
-            for (module, weight), square in zip(weights, squares, strict=True)
+            module: (norm, grads.get(id(weight)))
+            for (module, weight), norm in zip(weights, norms([weight for _, weight in weights]), strict=True)
         }
 
     def batch_noise(self, data: Batch, seed: int | None) -> float | None:

@@ -20,9 +20,9 @@ from layerscope.probe.layouts import AxisMemory, samples_first, view
 from layerscope.probe.outputs import first_tensor
 from layerscope.probe.plans import Plan, Planner
 from layerscope.probe.points import Point
-from layerscope.probe.records import Level, Role
+from layerscope.probe.records import FEWEST_BLOCKS, Level, Role
 from layerscope.probe.reducers import Reduced, Reducer, square_norm
-from layerscope.probe.residual import is_sum_of_paths
+from layerscope.probe.residual import Walk, is_sum_of_paths
 
 
 @dataclass(slots=True)
@@ -44,6 +44,8 @@ class Trace:
     """The output is a sum of two paths."""
     is_watched: bool = False
     """The gradient will come."""
+    is_inner: bool = False
+    """Unless it stands in a block of a residual stream, whose gradient is enough."""
     is_block: bool = False
     """These values were handed on by a block."""
 
@@ -69,6 +71,7 @@ class Recorder:
         self._handles: list[RemovableHandle] = []
         self._reduce = Reducer()
         self._watching = False
+        self._to_watch: list[tuple[Trace, Any, int]] = []
 
     def __enter__(self) -> Recorder:
         self._handles = [(p.watched or p.module).register_forward_hook(self._hook(p)) for p in self.points]
@@ -88,12 +91,25 @@ class Recorder:
         self._calls: Counter[str] = Counter()
         self._axes = AxisMemory()
         self._seen: dict[int, tuple[weakref.ref[Tensor], int, Trace]] = {}
+        self._to_watch = []
+        self._walk = Walk()
         self._watching = True
 
     def stop(self) -> None:
         """End the forward pass: recomputation during the backward pass must not be recorded again."""
         self._watching = False
-        self._seen = {}
+        self._seen, self._walk = {}, Walk()
+        stream = self._stream() if any(t.is_inner for t, _, _ in self._to_watch) else ()
+        for trace, node, index in self._to_watch:
+            if not trace.is_inner or trace.block not in stream:
+                _on_gradient(node, index, trace.grad)
+        self._to_watch = []
+
+    def _stream(self) -> set[str | None]:
+        """The innermost residual blocks, where there are enough of them to carry the signal."""
+        blocks = [t for t in self.traces if t.residual]
+        innermost = {t.name.partition("#")[0] for t in blocks} - {t.block for t in blocks}
+        return {*innermost} if len(innermost) >= FEWEST_BLOCKS else set()
 
     def _hook(self, point: Point) -> Callable[[nn.Module, Any, Any], None]:
         module = point.module
@@ -107,7 +123,7 @@ class Recorder:
                 known = None if out is None else self._known(out)
                 if point.is_candidate and known is not None and known.is_block:
                     return  # a stage that hands on its last block's output is no block of its own
-                residual = point.role == "block" and out is not None and is_sum_of_paths(out)
+                residual = point.role == "block" and out is not None and is_sum_of_paths(out, self._walk)
                 if residual or not point.is_candidate:
                     source = args[0] if args and _is_plain_batch_norm(module) else None
                     self.record(point.path, point.kind, point.role, point.block, module, out, source, residual)
@@ -162,7 +178,11 @@ class Recorder:
             self._watch_gradient(known, out, todo)
             return
         if self.only is None:
-            kept = self._read(rows, last, todo, self._derivable(module, source, todo))
+            before = None if source is None else self._derivable(module, source, todo, last)
+            if before is None or todo.gram_samples:
+                kept = self._read(rows, last, todo, before)
+            else:
+                kept = Reduced(before.layout, before.samples, before.positions, normalizes=before)
         elif name in self.only:
             kept = self._read(rows.double(), last, todo, None)
         else:  # remembered, so that call sites keep their names
@@ -174,14 +194,22 @@ class Recorder:
         self._seen[out.data_ptr()] = (weakref.ref(out), out._version, trace)
 
     def _watch_gradient(self, trace: Trace, out: Tensor, todo: Plan) -> None:
-        if todo.gradient and out.requires_grad and not trace.is_watched:
-            trace.is_watched = True
-            _on_gradient(out, trace.grad)
+        if not todo.gradient or not out.requires_grad:
+            return
+        if trace.is_watched:
+            trace.is_inner = trace.is_inner and not todo.inner_gradient
+            return
+        trace.is_watched, trace.is_inner = True, not todo.inner_gradient
+        node = out.grad_fn
+        if node is not None:  # the hook is set at the end of the forward pass, when the blocks are known
+            self._to_watch.append((trace, node, out.output_nr))
+        else:  # a leaf, such as an input handed through
+            out.register_hook(lambda g: trace.grad.append(square_norm(g)))  # type: ignore[no-untyped-call]  # not annotated
 
     def _read(self, rows: Tensor, channels_last: bool, todo: Plan, source: Reduced | None) -> Reduced:
         self.busy = True
         try:
-            seen = view(rows, channels_last)
+            seen = view(rows[: todo.samples] if len(rows) > todo.samples else rows, channels_last)
             if torch.is_autocast_enabled(self.device_type):
                 with torch.autocast(self.device_type, enabled=False):
                     return self._reduce(seen, todo, source)
@@ -189,12 +217,15 @@ class Recorder:
         finally:
             self.busy = False
 
-    def _derivable(self, module: nn.Module | None, source: Tensor | None, todo: Plan) -> Reduced | None:
+    def _derivable(self, module: nn.Module | None, source: Tensor, todo: Plan, last: bool) -> Reduced | None:
         """What is kept of a plain batch norm's input, if the moments of its output may be taken from there."""
-        if source is None or module is None or not todo.moments_may_be_derived or len(module._forward_hooks) > 1:
+        if module is None or not todo.moments_may_be_derived or len(module._forward_hooks) > 1:
             return None
         known = self._known(source)
-        return None if known is None or known.kept.tables is None else known.kept
+        if known is None or known.kept.tables is None:
+            return None
+        # the two must mean the same axis by channels: batch norm takes the second one of what a linear layer returned
+        return known.kept if source.ndim == 2 or last == (known.kept.layout == "token") else None
 
     def _known(self, out: Tensor) -> Trace | None:
         """The trace of the same living values, if they were read before."""
@@ -214,12 +245,8 @@ def _is_plain_batch_norm(module: nn.Module) -> bool:
     return issubclass(kind, _BatchNorm) and (kind is BatchNorm or kind.forward is _BatchNorm.forward)
 
 
-def _on_gradient(out: Tensor, into: list[Tensor]) -> None:
-    """Reduce the gradient of ``out`` when it is known: before the function that made ``out`` runs backward."""
-    node, index = out.grad_fn, out.output_nr
-    if node is None:  # a leaf, such as an input handed through
-        out.register_hook(lambda g: into.append(square_norm(g)))  # type: ignore[no-untyped-call]  # not annotated
-        return
+def _on_gradient(node: Any, index: int, into: list[Tensor]) -> None:
+    """Reduce the gradient of output ``index`` of ``node`` when it is known: before the node runs backward."""
 
     def before(grads: Any) -> None:
         if grads[index] is not None:

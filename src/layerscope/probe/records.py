@@ -16,10 +16,16 @@ Role = Literal["conv", "linear", "norm", "activation", "pool", "attention", "blo
 Layout = Literal["conv", "token", "vector", "other"]
 Level = Literal["light", "standard", "deep"]
 
+#: A residual stream of fewer blocks says nothing about growth with depth: such a network is judged layer by layer.
+FEWEST_BLOCKS = 3
+
 
 @dataclass(frozen=True)
 class LayerRecord:
-    """The numbers measured at one call site (one execution of one module or functional op)."""
+    """The numbers measured at one call site (one execution of one module or functional op).
+
+    Forward numbers are of the samples that were read: all of a batch at level ``deep``, the first 32 at the others.
+    """
 
     index: int
     """Execution order, from 0."""

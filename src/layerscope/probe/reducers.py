@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -102,12 +103,32 @@ def square_norm(t: Tensor) -> Tensor:
 
     On the CPU what runs over or under in float32 is read again in float64.
     """
-    t = torch.view_as_real(t.detach()) if t.is_complex() else t.detach()
+    t = t.detach()
+    if t.is_cpu and t.dtype is torch.float32 and (line := _line(t)) is not None:
+        square = torch.dot(line, line)
+        return square if _SAFE[0] < square.item() < _SAFE[1] else _square(t, torch.float64)
+    t = torch.view_as_real(t) if t.is_complex() else t
     wide = torch.float32 if t.dtype in (torch.float16, torch.bfloat16) else t.dtype
-    line = _line(t) if t.device.type == "cpu" and t.dtype == wide else None
-    square = _square(t, wide) if line is None else torch.dot(line, line)
-    lossy = t.device.type == "cpu" and wide == torch.float32 and not _SAFE[0] < float(square) < _SAFE[1]
-    return _square(t, torch.float64) if lossy else square
+    return _square(t, torch.float64 if t.is_cpu else wide)
+
+
+def norms(tensors: Sequence[Tensor]) -> list[float]:
+    """Euclidean norms of tensors of any shapes and float dtypes: on the CPU one call for all."""
+    plain = [t.detach() for t in tensors]
+    if not all(t.device.type == "cpu" and t.dtype in (torch.float32, torch.float64) for t in plain):
+        return [math.sqrt(square) for square in host([square_norm(t) for t in plain])]
+    found = [norm.item() for norm in torch._foreach_norm(plain)] if plain else []
+    return [
+        norm if _SAFE[0] < norm * norm < _SAFE[1] else math.sqrt(float(square_norm(t)))
+        for norm, t in zip(found, plain, strict=True)
+    ]
+
+
+def host(scalars: Sequence[Tensor]) -> Iterator[float]:
+    """0-d tensors as numbers: one copy from an accelerator, none from the CPU."""
+    if all(s.device.type == "cpu" for s in scalars):
+        return (s.item() for s in scalars)
+    return iter(torch.stack([s.double() for s in scalars]).tolist())
 
 
 def _square(t: Tensor, dtype: torch.dtype) -> Tensor:

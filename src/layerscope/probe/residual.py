@@ -16,18 +16,22 @@ _BUDGET = 64
 _DEPTH = 12
 
 
-def is_sum_of_paths(out: Tensor) -> bool:
+def is_sum_of_paths(out: Tensor, walk: Walk | None = None) -> bool:
     """Whether ``out`` is ``a + b`` where ``a`` and ``b`` come from different layers.
 
     Anything without weights may follow the addition: an activation, a norm, a mask, a view. Two things only look like
     a sum of paths and do not count: adding a parameter (a bias, a norm's beta), and a formula that uses one tensor
     twice (``x - mean(x)``), whose two sides start at the same layer.
+
+    Args:
+        out: what a module returned.
+        walk: the one of this forward pass, so that a long stream is not walked again from each of its blocks.
     """
-    return out.grad_fn is not None and _Walk().ends_in_sum(out.grad_fn)
+    return out.grad_fn is not None and (walk or Walk()).ends_in_sum(out.grad_fn)
 
 
-class _Walk:
-    """One look back from one output; remembers which additions it has settled."""
+class Walk:
+    """Looks back from the outputs of one forward pass; remembers which additions it has settled."""
 
     def __init__(self) -> None:
         self._settled: dict[Any, bool] = {}

@@ -49,11 +49,14 @@ def profile(
         batch: ``(x, y)``; or ``x`` alone, then the loss is cross entropy against label ``i mod K`` for outputs
             [N, K] and half the mean square otherwise. A network with several inputs gets them as a dict ``x`` (by
             keyword, where its ``forward`` names the keys) or a tuple ``x``: ``((image, age), y)``, ``({"ids": a}, y)``.
-        level: ``light``: moments at weight layers, norms, and activations or the block around them; gradients at
-            weight layers and blocks. ``standard``: moments everywhere; similarity everywhere but between a weight layer
-            and its activation; soft ranks (of up to 32 samples) and share of zeros after activations and blocks;
-            gradients everywhere but at norms and activations. ``deep``: similarity and gradients everywhere, soft
-            ranks from all features (of up to 32 samples), extremes; at norms soft ranks in place of the similarity.
+        level: ``light``: moments at weight layers, norms, and activations or the block around them; gradients at blocks
+            and weight layers, but at no layer inside a block of a residual stream: the stream's own gradient stands for
+            it, and ``weight_grad`` is there as always. ``standard``: moments everywhere; similarity everywhere but
+            between a weight layer and its activation; soft ranks and share of zeros after activations and blocks;
+            gradients everywhere but at norms and activations. Both read the values of the first 32 samples of each
+            batch; gradients, the loss and the classifier input are of all. ``deep``: moments, similarity and gradients
+            of all samples everywhere, soft ranks from all features (of the first 32 samples), extremes; at norms soft
+            ranks in place of the similarity.
         loss: ``cross_entropy``, ``mse`` or a function of (output, y) that returns a scalar.
         batch_size: the training batch size; the data are probed in whole batches of it and averaged. None: one batch.
         functional: also record functions that are no modules, such as ``F.relu`` and ``+``.

@@ -55,33 +55,49 @@ class _Values:
     """Copies of what is in some tensors."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
-        packed: dict[tuple[torch.dtype, torch.device], list[Tensor]] = defaultdict(list)
+        # Parameters apart from buffers: they seldom change, and are then done with one comparison.
+        packed: dict[tuple[bool, torch.dtype, torch.device], list[Tensor]] = defaultdict(list)
         self._alone: list[tuple[Tensor, Tensor]] = []
         for tensor in {id(t): t for t in tensors}.values():
-            if type(tensor) in (Tensor, nn.Parameter) and tensor.numel() <= _SMALL and tensor.layout is torch.strided:
-                packed[tensor.dtype, tensor.device].append(tensor)
+            if type(tensor) in (Tensor, nn.Parameter) and tensor.numel() <= _SMALL and _is_line(tensor):
+                packed[isinstance(tensor, nn.Parameter), tensor.dtype, tensor.device].append(tensor)
             else:
                 self._alone.append((tensor, tensor.detach().clone()))
-        self._packed = [(group, [t.shape for t in group], _pack(group)) for group in packed.values()]
+        self._packed = [_Packed(group) for group in packed.values()]
 
     def restore(self) -> None:
         """Write back what changed."""
-        for group, shapes, buffer in self._packed:
-            intact = all(
-                t.shape == shape and t.dtype == buffer.dtype and t.device == buffer.device
-                for t, shape in zip(group, shapes, strict=True)
-            )
-            if intact and torch.equal(_pack(group), buffer):
-                continue
-            copies = torch.split(buffer, [shape.numel() for shape in shapes])
-            for tensor, shape, copy in zip(group, shapes, copies, strict=True):
-                put_back(tensor, copy.view(shape))
+        for group in self._packed:
+            group.restore()
         for tensor, copy in self._alone:
             put_back(tensor, copy)
 
 
-def _pack(group: Sequence[Tensor]) -> Tensor:
-    return torch.cat([t.detach().reshape(-1) for t in group])
+class _Packed:
+    """Copies of small tensors of one dtype and device, side by side."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._tensors = tensors
+        # flat looks at the same memory: as long as a tensor keeps its place, they show what is in it now
+        self._now = [t.detach().view(-1) for t in tensors]
+        self._places = [(t.data_ptr(), t.shape) for t in tensors]
+        self._buffer = torch.cat(self._now)
+
+    def restore(self) -> None:
+        """Write back what changed."""
+        intact = all(
+            t.data_ptr() == place and t.shape == shape and t.is_contiguous()
+            for t, (place, shape) in zip(self._tensors, self._places, strict=True)
+        )
+        if intact and torch.equal(torch.cat(self._now), self._buffer):
+            return
+        copies = torch.split(self._buffer, [shape.numel() for _, shape in self._places])
+        for tensor, (_, shape), copy in zip(self._tensors, self._places, copies, strict=True):
+            put_back(tensor, copy.view(shape))
+
+
+def _is_line(tensor: Tensor) -> bool:
+    return tensor.layout is torch.strided and tensor.is_contiguous()
 
 
 class Generators:

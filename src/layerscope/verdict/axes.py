@@ -302,7 +302,9 @@ def _first_beyond(profile: Profile, t: Trunk, factor: float) -> str | None:
 def _cut(profile: Profile) -> LayerRecord | None:
     """The last layer with trainable weights that no gradient reaches although the loss depends on its output."""
     layers = [r for r in profile.of("conv", "linear") if r.weight_norm is not None]
-    cut = [r for r in layers if r.grad_norm is None and r.weight_grad == 0.0]
+    # the light probe takes no gradient inside a residual block, and no layer there cuts off the stream around it
+    streams = tuple(f"{b.name}." for b in profile.of("block") if b.residual and b.grad_norm is not None)
+    cut = [r for r in layers if r.grad_norm is None and r.weight_grad == 0.0 and not r.name.startswith(streams)]
     # all of them, and the classifier: the loss does not depend on any weight; those before one that learns: cut off
     learns = [r.index for r in layers if r.weight_grad]
     before = [r for r in cut if (not learns and len(cut) == len(layers)) or (learns and r.index < learns[0])]

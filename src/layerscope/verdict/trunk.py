@@ -6,10 +6,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
 
-from layerscope.probe.records import LayerRecord, Profile
-
-#: A residual stream of fewer blocks says nothing about growth with depth.
-FEWEST_BLOCKS = 3
+from layerscope.probe.records import FEWEST_BLOCKS, LayerRecord, Profile
 
 #: mean^2 / second moment above which a stream counts as non-negative; 1/pi = 0.32 for a rectified
 #: Gaussian, 0.12 after x sigmoid(x), about 1/C for a sum of zero-mean branches over C channels.

@@ -118,7 +118,8 @@ def compact(result: dict[str, Any]) -> dict[str, Any]:
     for trial in result["trials"]:
         row = {k: short(v) for k, v in trial.items() if k != "layers"}
         layers = trial["layers"]
-        row["layers"] = {k: [short(layer[k]) for layer in layers] for k in layers[0] if k != "layer"}
+        # the store writes what JSON has no number for as text
+        row["layers"] = {k: [short(float(layer[k])) for layer in layers] for k in layers[0] if k != "layer"}
         trials.append(row)
     return {"trials": trials}
 

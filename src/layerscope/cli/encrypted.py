@@ -120,6 +120,8 @@ def advise(
         html: Write one self-contained page here.
         json: Write every number here.
     """
+    from dataclasses import replace
+
     from layerscope import report
     from layerscope.methods import encrypted as she
 
@@ -134,6 +136,7 @@ def advise(
         act_bits=act_bits, lookup_bits=lookup_bits, channels=channels, epochs=epochs, rounds=rounds, tries=tries,
         seed=seed, watch=_tell,
     )  # fmt: skip
+    found = replace(found, source=source)
     report.print_result(found)
     if html:
         print(f"page: {found.to_html(html)}")

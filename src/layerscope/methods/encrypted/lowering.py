@@ -270,7 +270,7 @@ class _Lowering:
 
     def _plain_scale(self, step: Step, value: Value, *, offset: bool) -> None:
         """Refuse codes that do not count from zero where no convolution can take the offset in."""
-        if offset and (value.offset != 0).any() and self.held[0].value.offset.any():
+        if offset and (value.offset != 0).any() and "scale" not in self._before(step):
             raise UnsupportedModuleError(
                 step.name,
                 "sees the network's input without a convolution between, and its codes do not start at zero",
@@ -282,6 +282,17 @@ class _Lowering:
                 "follows a norm that cannot be folded (its input feeds several consumers, or is no convolution)",
                 "put the norm right after a convolution that nothing else reads, or right before one",
             )
+
+    def _before(self, step: Step) -> set[str]:
+        """Operations between ``step`` and the convolutions or the input before it."""
+        found: set[str] = set()
+        waiting = list(step.inputs)
+        while waiting:
+            other = self.graph.steps[waiting.pop()]
+            found.add(other.op)
+            if other.op != "conv":
+                waiting += other.inputs
+        return found
 
     def _relu(self, step: Step, sources: list[_Held], floats: Tensor) -> tuple[Op, Floats, Floats]:
         held = sources[0]

@@ -46,7 +46,7 @@ def trace(model: nn.Module, in_shape: Sequence[int], *, folded: bool = True) -> 
             network that does not run on this shape.
     """
     if not isinstance(model, nn.Module):
-        kind = type(model).__name__
+        kind = type(model).__name__  # type: ignore[unreachable]  # for callers that are not type checked
         raise UnsupportedModuleError("the network", f"is no torch.nn.Module but {kind}", "build it first")
     training = [name or "the network" for name, m in model.named_modules() if m.training]
     if training:

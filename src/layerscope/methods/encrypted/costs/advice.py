@@ -177,6 +177,9 @@ def _searched(found: Advised, judge: _Judge, start: CostReport, tries: int, watc
             open_ = [i for i in open_ if i < at]
         else:
             open_ = [i for i in open_ if i != at and not _no_more(rows[i], rows[at])]
+    for i, row in enumerate(rows):
+        if row.accuracy is None and i not in open_:
+            rows[i] = replace(row, verdict="ruled out")
     measured, judged = sum(row.accuracy is not None for row in rows), 0
     found = replace(found, unmeasured=len(open_))
     for at in sorted((i for i in nets if rows[i].bootstraps < start.bootstraps), key=lambda i: _price(rows[i])):

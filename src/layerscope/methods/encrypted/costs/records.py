@@ -81,6 +81,7 @@ class Advice:
     lost_at_most: float | None = None
     """Upper end of its one-sided 95 % interval."""
     verdict: str = "not measured"
+    """``ruled out``: it has no more of anything than one that failed, or costs more than one that passed."""
 
     @property
     def change(self) -> str:

@@ -146,7 +146,8 @@ def centred(model: nn.Module, momentum: float = 0.1, sync: bool = False) -> Iter
         with sampling.centred(net):
             for x, y in batches: ...
 
-    The mean is updated by every call in train mode, and used but not updated in eval mode. A state dict that is saved
+    The mean is updated by every call in train mode (not for activation checkpointing, which calls twice), and used but
+    not updated in eval mode. A state dict that is saved
     inside has a ``centre`` for every layer and fits a network inside only. Layers without c are left as they are.
 
     Args:

@@ -331,6 +331,7 @@ def main() -> None:
     parser.add_argument("--updates", type=int, help="other than the scale's, to try the code out: give --out as well")
     parser.add_argument("--limit", type=int, help="trials at most")
     parser.add_argument("--arm", nargs="+", default=list(ARMS), choices=list(ARMS))
+    parser.add_argument("--net", nargs="+", default=list(NETS), choices=list(NETS))
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--table", action="store_true", help="print the tables and run nothing")
     args = parser.parse_args()
@@ -347,7 +348,7 @@ def main() -> None:
     done = {tuple(r[k] for k in Trial.__dataclass_fields__) for r in stored(args.out)}
     train, test = images("train", scale, args.device), images("test", scale, args.device)
     args.out.mkdir(parents=True, exist_ok=True)
-    mine = [t for t in dict.fromkeys(trials(scale)) if t.arm in args.arm][part::parts]
+    mine = [t for t in dict.fromkeys(trials(scale)) if t.arm in args.arm and t.net in args.net][part::parts]
     for trial in [t for t in mine if tuple(asdict(t).values()) not in done][: args.limit]:
         row = run(trial, scale, train, test)
         with (args.out / f"grid-{scale.name}-{part}.jsonl").open("a") as file:

@@ -16,6 +16,7 @@ from layerscope.norms.mixture_kernel import (
     posterior_moments,
     posterior_table,
     rows,
+    some_positions,
     unrows,
 )
 from layerscope.norms.mixture_math import (
@@ -303,3 +304,26 @@ def test_moments_are_a_named_tuple_of_the_documented_shapes() -> None:
     assert m.mass.shape == (2,)
     assert m.mean.shape == m.var.shape == (2, 4)
     assert m.share.sum().item() == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    "shape", [(64, 2, 784), (64, 1, 64), (97, 2, 196), (5, 2, 3000), (3000, 2, 4), (2, 2, 50000), (1, 2, 9000)]
+)
+def test_the_positions_of_an_em_step_are_spread_over_samples_and_places(shape: tuple[int, ...]) -> None:
+    b, c, s = shape
+    ids = torch.arange(b * s).view(b, 1, s).expand(b, c, s).contiguous()
+    if b == 1:
+        ids = ids.transpose(1, 2).contiguous().transpose(1, 2)  # as channels-last memory comes
+    seen: set[int] = set()
+    for turn in range(8):
+        few = some_positions(ids, 2048, turn)
+        assert (few[:, :1] == few).all()  # all channels from the same position
+        chosen = few[:, 0].flatten().tolist()
+        assert len(set(chosen)) == len(chosen)
+        assert 1500 <= len(chosen) <= 3100
+        assert len({i % s for i in chosen}) >= min(s, 16)
+        assert len({i // s for i in chosen}) >= 7 / 8 * b
+        seen.update(chosen)
+    assert len({i // s for i in seen}) == b
+    assert len(seen) > min(1.5 * 2048, 0.99 * b * s)
+    assert some_positions(ids, b * s, 0) is ids

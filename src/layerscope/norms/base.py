@@ -42,8 +42,11 @@ def wide(x: Tensor) -> Tensor:
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[object]:
-    """No autocast on the device of ``x``; torch's own context manager knows no meta device."""
-    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
+    """No autocast on the device of ``x``. Torch's own context manager is slow, and knows no meta device."""
+    kind = x.device.type
+    if x.is_meta or not torch.is_autocast_enabled(kind):
+        return nullcontext()
+    return torch.autocast(kind, enabled=False)
 
 
 def require_several(count: int, layer: str, over: str, remedy: str) -> None:

@@ -200,3 +200,33 @@ def test_real_steps_of_a_network_with_one_output() -> None:
 
 def _squares(output: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return output.square().mean()
+
+
+def test_a_detection_network_is_given_its_images_and_targets() -> None:
+    class Net(Small):
+        def forward(self, images: list[torch.Tensor], targets: list[dict[str, torch.Tensor]]) -> Any:
+            out = self.head(self.body(torch.stack(images)).mean((2, 3)))
+            boxes = torch.stack([t["boxes"].mean() for t in targets])
+            return {"boxes": (out.mean(1) - boxes).square().mean(), "classes": out.square().mean()}
+
+    images_ = list(torch.randn(3, 3, 12, 12))
+    targets = [{"boxes": torch.rand(n, 4)} for n in (1, 2, 3)]
+    result = layerscope.compare(Net(), ["as is", "group:size=4"], ((images_, targets), None), batch_size=3)
+    assert (result.batch_size, result.in_shape) == (3, (3, 12, 12))
+    assert all(choice.profiles and choice.profiles[0]["body.0"].variance for choice in result.choices)
+
+
+def test_a_branch_that_starts_at_zero_is_no_vanished_signal() -> None:
+    class Net(Small):
+        def __init__(self) -> None:
+            super().__init__()
+            self.position = nn.Conv2d(3, 3, 3, padding=1, groups=3)
+            nn.init.zeros_(self.position.weight)
+            nn.init.zeros_(self.position.bias)
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return super().forward(x + self.position(x))
+
+    axis = layerscope.judge(layerscope.profile(Net(), images())).axis("F")
+    assert axis is not None
+    assert axis.level == "good", axis.text

@@ -40,7 +40,7 @@ class Attributes:
         holders = [own for _, own in self._modules] + [kept for c, kept in self._containers if id(c) not in tables]
         tensors = {id(t): t for held in holders for t in _values(held) if isinstance(t, Tensor)}
         self._tensors = [(t, t.detach().clone()) for t in tensors.values()]
-        self._generators = [state for held in holders for value in _values(held) if (state := _generator(value))]
+        self._generators = [kept for held in holders for value in _values(held) if (kept := _generator(value))]
 
     def restore(self) -> None:
         """Put back what stood where."""

@@ -88,14 +88,18 @@ def count(x: Any, y: Any = None) -> int:
     """How many samples ``x`` holds: rows of its main tensor, or of ``y`` where the tensors in ``x`` differ in length.
 
     A list of images, packed sequences, and a bag of ids with offsets have no axis of samples that all tensors share;
-    their labels have one.
+    their labels have one. Of a tuple that starts with a list of images, ``(images, boxes)``, the images count.
 
     >>> image = torch.zeros(3, 8, 8)
     >>> count(torch.zeros(5, 3)), count([image] * 5, torch.arange(5)), count((torch.zeros(9), torch.zeros(5)))
     (5, 5, 9)
+    >>> count(([image] * 2, [{"boxes": torch.zeros(1, 4)}] * 2))
+    2
     """
     first, labels = main(x), main(y)
     rows = 0 if first is None else len(first)
+    if isinstance(x, tuple) and x and isinstance(x[0], list) and _is_one_each(x[0], len(x[0])):
+        return len(x[0])
     if labels is None or len(labels) == rows or isinstance(x, Tensor):
         return rows
     return len(labels) if _is_one_each(x, len(labels)) or not is_even(x, rows) else rows
@@ -110,7 +114,8 @@ def shape_of_one(x: Any, samples: int) -> tuple[int, ...]:
     first = main(x)
     if first is None or first.is_nested:
         return ()
-    return tuple(first.shape if _is_one_each(x, samples) else first.shape[1:])
+    part = x[0] if isinstance(x, tuple) and x else x
+    return tuple(first.shape if _is_one_each(part, samples) else first.shape[1:])
 
 
 def _is_one_each(x: Any, samples: int) -> bool:

@@ -69,6 +69,13 @@ def test_first_tensor() -> None:
     assert first_tensor("nothing") is None
 
 
+def test_parts_of_a_loss_are_summed() -> None:
+    parts = {"boxes": torch.tensor(1.5), "classes": torch.tensor(2.0)}
+    assert pick(parts, None).item() == 3.5
+    assert pick({"accuracy": torch.tensor(0.1), "loss": torch.tensor(2.0)}, None).item() == 2.0
+    assert pick((torch.tensor(1.5), torch.tensor(2.0)), None).item() == 1.5
+
+
 def test_losses() -> None:
     y = torch.tensor([0, 1, 2, 0])
     torch.testing.assert_close(loss_of(B, y, "cross_entropy"), functional.cross_entropy(B, y))

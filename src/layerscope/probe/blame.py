@@ -61,7 +61,7 @@ def blame(error: Exception, model: nn.Module, given: str, during: str, advice: s
         during: the pass that failed.
         advice: what to do, where the caller knows; else looked up by the error's text.
     """
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(str(error).split()) or "(without a message)"
     text = text if len(text) <= 300 else text[:297] + "..."
     place = where(error, model)
     hint = advice or next((h for pattern, h in _HINTS if re.search(pattern, text, re.IGNORECASE)), None)

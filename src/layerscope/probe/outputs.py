@@ -38,7 +38,8 @@ def pick(output: Any, select: Select) -> Tensor:
     Args:
         output: what the model returned.
         select: a key or attribute name, an index, or a function of the output. None: the tensor itself, else its
-            ``logits``, else the first floating-point tensor in it (one with samples before a single number).
+            ``logits``, else the first floating-point tensor with samples in it, else its ``loss``, else the sum of a
+            dict of losses.
 
     Raises:
         ProbeError: nothing fits; the message lists what the model returned.
@@ -188,9 +189,18 @@ def _parts(output: Any) -> dict[str, Any]:
 
 
 def _first_float(output: Any) -> Tensor | None:
-    """The first floating-point tensor with samples, else the first single number."""
+    """The first floating-point tensor with samples; of single numbers ``loss``, or in a dict the sum of all.
+
+    The parts of a loss are what detection networks return in training.
+    """
     found = list(_floats(output))
-    return next((t for t in found if t.ndim), found[0] if found else None)
+    rows = next((t for t in found if t.ndim), None)
+    if rows is not None or not found:
+        return rows
+    loss = _parts(output).get("loss")
+    if isinstance(loss, Tensor):
+        return loss
+    return torch.stack(found).sum() if isinstance(output, Mapping) else found[0]
 
 
 def _floats(output: Any) -> Iterator[Tensor]:

@@ -50,7 +50,8 @@ def forward_axis(profiles: Sequence[Profile], limits: Thresholds) -> Axis:
         return Axis("F", "unknown", None, None, "too few layers on the main path to see growth with depth")
     factors = [tail_factor(t) for t in trunks]
     factor, spread = _over_seeds(factors)
-    kept = median(s[-1] / s[0] if s[0] > 0 else math.nan for s in series)
+    # a branch that starts at zero may come first: the signal is what comes after it
+    kept = median(s[-1] / next((ms for ms in s if ms > 0), math.nan) for s in series)
     t, ms = trunks[0], series[0]
     path = f"second moment {_number(ms[0])} at {t.forward[0].name}, {_number(ms[-1])} at {t.forward[-1].name}"
     jump = _jump(profiles[0], t, limits)

@@ -46,8 +46,9 @@ def trace(model: nn.Module, in_shape: Sequence[int], *, folded: bool = True) -> 
             network that does not run on this shape.
     """
     if not isinstance(model, nn.Module):
-        kind = type(model).__name__  # type: ignore[unreachable]  # for callers that are not type checked
-        raise UnsupportedModuleError("the network", f"is no torch.nn.Module but {kind}", "build it first")
+        raise UnsupportedModuleError(
+            "the network", f"is no torch.nn.Module but {type(model).__name__}", "build it first"
+        )
     training = [name or "the network" for name, m in model.named_modules() if m.training]
     if training:
         raise UnsupportedModuleError(

@@ -83,6 +83,8 @@ class Passes:
         sites = self._second_look(finalise(recorder.traces), x, samples, generators)
         if head is None:
             self.notes.append("no linear layer makes the output: the classifier input was not measured")
+        if recorder.complex:
+            self.notes.append(f"{recorder.complex[0]!r} returned complex numbers, which are not measured")
         if not sites:
             self.notes.append("no layer returned a floating-point tensor with a sample axis")
         found = _readout(head, sites)

@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from layerscope.norms.batch import BatchNorm
 from layerscope.probe.layouts import AxisMemory, samples_first, view
-from layerscope.probe.outputs import first_tensor
+from layerscope.probe.outputs import first_tensor, version
 from layerscope.probe.plans import Plan, Planner
 from layerscope.probe.points import Point
 from layerscope.probe.records import FEWEST_BLOCKS, Level, Role
@@ -65,6 +65,8 @@ class Recorder:
         self.plan = Planner(level, (p.role for p in points if not p.is_candidate))
         self.points = [p for p in points if self.plan(p.role, p.block is not None)]
         self.traces: list[Trace] = []
+        self.complex: list[str] = []
+        """Call sites left out because they returned complex numbers."""
         self.busy = False
         self._handles: list[RemovableHandle] = []
         self._reduce = Reducer()
@@ -152,6 +154,8 @@ class Recorder:
         """
         todo = self.plan(role, block is not None)
         if todo is None or out is None or not out.is_floating_point():
+            if out is not None and out.is_complex():
+                self.complex.append(path)
             return
         known = self._known(out)
         if known is not None and role != "block":
@@ -186,7 +190,7 @@ class Recorder:
         trace.is_block = role == "block"
         self._watch_gradient(trace, out, todo)
         self.traces.append(trace)
-        self._seen[out.data_ptr()] = (weakref.ref(out), out._version, trace)
+        self._seen[out.data_ptr()] = (weakref.ref(out), version(out), trace)
 
     def _watch_gradient(self, trace: Trace, out: Tensor, todo: Plan) -> None:
         if not todo.gradient or not out.requires_grad:
@@ -227,9 +231,9 @@ class Recorder:
         entry = self._seen.get(out.data_ptr())
         if entry is None:
             return None
-        ref, version, trace = entry
+        ref, written, trace = entry
         tensor = ref()
-        if tensor is None or tensor._version != version or out._version != version or tensor.numel() != out.numel():
+        if tensor is None or version(tensor) != written or version(out) != written or tensor.numel() != out.numel():
             return None
         return trace
 

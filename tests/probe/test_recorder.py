@@ -453,3 +453,21 @@ def test_complex_outputs_are_left_out_and_said_so() -> None:
     seen = profile(Spectrum(), torch.randn(6, 5))
     assert [r.name for r in seen.records] == ["head"]
     assert any("'mix' returned complex numbers" in warning for warning in seen.warnings)
+
+
+def test_a_part_that_is_vmapped_is_left_out_and_said_so() -> None:
+    class Mapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.head = nn.Linear(5, 4), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.head(torch.vmap(self.inner)(x).relu())
+            return out
+
+    torch.manual_seed(0)
+    model, x = Mapped(), torch.randn(6, 5)
+    seen = profile(model, x)
+    assert [r.name for r in seen.records] == ["head"]
+    assert any("'inner' ran inside torch.vmap" in warning for warning in seen.warnings)
+    assert seen.readout_cosine == pytest.approx(float(q.mean_cosine(model.inner(x).relu().detach())), abs=1e-5)

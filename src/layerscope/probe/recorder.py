@@ -65,8 +65,8 @@ class Recorder:
         self.plan = Planner(level, (p.role for p in points if not p.is_candidate))
         self.points = [p for p in points if self.plan(p.role, p.block is not None)]
         self.traces: list[Trace] = []
-        self.complex: list[str] = []
-        """Call sites left out because they returned complex numbers."""
+        self.left_out: dict[str, str] = {}
+        """Why call sites were left out -> the first of them."""
         self.busy = False
         self._handles: list[RemovableHandle] = []
         self._reduce = Reducer()
@@ -155,7 +155,10 @@ class Recorder:
         todo = self.plan(role, block is not None)
         if todo is None or out is None or not out.is_floating_point():
             if out is not None and out.is_complex():
-                self.complex.append(path)
+                self.left_out.setdefault("returned complex numbers, which are not measured", path)
+            return
+        if _place(out) is None:
+            self.left_out.setdefault("ran inside torch.vmap or another transform, where values cannot be read", path)
             return
         known = self._known(out)
         if known is not None and role != "block":
@@ -228,7 +231,8 @@ class Recorder:
 
     def _known(self, out: Tensor) -> Trace | None:
         """The trace of the same living values, if they were read before."""
-        entry = self._seen.get(out.data_ptr())
+        place = _place(out)
+        entry = None if place is None else self._seen.get(place)
         if entry is None:
             return None
         ref, written, trace = entry
@@ -236,6 +240,14 @@ class Recorder:
         if tensor is None or version(tensor) != written or version(out) != written or tensor.numel() != out.numel():
             return None
         return trace
+
+
+def _place(out: Tensor) -> int | None:
+    """Where the values lie; None for what stands for a tensor inside a transform such as ``torch.vmap``."""
+    try:
+        return out.data_ptr()
+    except RuntimeError:
+        return None
 
 
 def _is_plain_batch_norm(module: nn.Module) -> bool:

@@ -414,3 +414,60 @@ def test_a_batch_norm_over_another_axis_than_the_layer_before_it() -> None:
         seen = profile(model, (x, torch.arange(6) % 3), level=level)["1"]  # type: ignore[arg-type]  # plain strings
         assert seen.ms == pytest.approx(float(value.square().mean()), rel=1e-5)
         assert seen.variance == pytest.approx(float(value.movedim(1, 0).flatten(1).var(1).mean()), rel=1e-5)
+
+
+def test_a_part_that_runs_in_inference_mode_is_measured() -> None:
+    class Frozen(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.frozen, self.head = nn.Linear(5, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.stem(x).relu()
+            with torch.inference_mode():
+                t = self.frozen(h.detach())
+            out: Tensor = self.head(h + t.clone())
+            return out
+
+    torch.manual_seed(0)
+    model, x = Frozen(), torch.randn(6, 5)
+    expected = model.frozen(model.stem(x).relu()).detach().square().mean()
+    for level in ("light", "standard", "deep"):
+        seen = profile(model, x, level=level)  # type: ignore[arg-type]  # plain strings
+        assert seen["frozen"].ms == pytest.approx(float(expected), rel=1e-5)
+        assert seen["frozen"].grad_norm is None
+        assert seen["stem"].grad_norm is not None
+
+
+def test_complex_outputs_are_left_out_and_said_so() -> None:
+    class Spectrum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mix, self.head = nn.Linear(5, 4, dtype=torch.complex64), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.head(self.mix(torch.complex(x, x)).abs())
+            return out
+
+    torch.manual_seed(0)
+    seen = profile(Spectrum(), torch.randn(6, 5))
+    assert [r.name for r in seen.records] == ["head"]
+    assert any("'mix' returned complex numbers" in warning for warning in seen.warnings)
+
+
+def test_a_part_that_is_vmapped_is_left_out_and_said_so() -> None:
+    class Mapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.head = nn.Linear(5, 4), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.head(torch.vmap(self.inner)(x).relu())
+            return out
+
+    torch.manual_seed(0)
+    model, x = Mapped(), torch.randn(6, 5)
+    seen = profile(model, x)
+    assert [r.name for r in seen.records] == ["head"]
+    assert any("'inner' ran inside torch.vmap" in warning for warning in seen.warnings)
+    assert seen.readout_cosine == pytest.approx(float(q.mean_cosine(model.inner(x).relu().detach())), abs=1e-5)

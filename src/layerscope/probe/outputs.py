@@ -32,6 +32,11 @@ def first_tensor(output: Any) -> Tensor | None:
     return None
 
 
+def version(t: Tensor) -> int:
+    """How often ``t`` was written to; 0 for a tensor made in inference mode, which does not count."""
+    return 0 if t.is_inference() else t._version
+
+
 def pick(output: Any, select: Select) -> Tensor:
     """The output tensor the loss is taken on.
 

@@ -86,6 +86,7 @@ class Passes:
         sites = self._second_look(finalise(recorder.traces), x, samples, generators)
         if head is None:
             self.notes.append("no linear layer makes the output: the classifier input was not measured")
+        self.notes += [f"{path!r} {why}" for why, path in recorder.left_out.items()]
         if not sites:
             self.notes.append("no layer returned a floating-point tensor with a sample axis")
         found = _readout(head, sites)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from layerscope.probe.network import Network
+from layerscope.probe.outputs import version
 
 
 @dataclass(frozen=True)
@@ -77,13 +78,13 @@ class Readout:
                 given, ref = args[0].detach(), weakref.ref(output)
                 is_row = output.ndim == 2 or output.shape[2:] == (1, 1)
                 linear = isinstance(module, nn.Linear)
-                self.heads.append(Head(path, given, given._version, ref, self._position(), is_row, linear))
+                self.heads.append(Head(path, given, version(given), ref, self._position(), is_row, linear))
 
         return on_forward
 
     def classifier(self, output: Tensor, samples: int) -> Head | None:
         """The linear layer whose result is ``output``, else the last one; None where none ran on ``samples`` rows."""
-        known = [h for h in self.heads if len(h.given) == samples and h.given._version == h.version]
+        known = [h for h in self.heads if len(h.given) == samples and version(h.given) == h.version]
         direct = [h for h in known if (made := h.output()) is not None and made.data_ptr() == output.data_ptr()]
         found = direct or [h for h in known if h.is_row and h.is_linear]
         return found[-1] if found else None

@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from layerscope.norms.batch import BatchNorm
 from layerscope.probe.layouts import AxisMemory, samples_first, view
-from layerscope.probe.outputs import first_tensor
+from layerscope.probe.outputs import first_tensor, version
 from layerscope.probe.plans import Plan, Planner
 from layerscope.probe.points import Point
 from layerscope.probe.records import FEWEST_BLOCKS, Level, Role
@@ -66,6 +66,8 @@ class Recorder:
         self.plan = Planner(level, (p.role for p in points if not p.is_candidate))
         self.points = [p for p in points if self.plan(p.role, p.block is not None)]
         self.traces: list[Trace] = []
+        self.left_out: dict[str, str] = {}
+        """Why call sites were left out -> the first of them."""
         self.busy = False
         self.hidden: set[str] = set()
         self._handles: list[RemovableHandle] = []
@@ -157,6 +159,11 @@ class Recorder:
         """
         todo = self.plan(role, block is not None)
         if todo is None or out is None or not out.is_floating_point():
+            if out is not None and out.is_complex():
+                self.left_out.setdefault("returned complex numbers, which are not measured", path)
+            return
+        if _place(out) is None:
+            self.left_out.setdefault("ran inside torch.vmap or another transform, where values cannot be read", path)
             return
         known = self._known(out)
         if known is not None and role != "block":
@@ -191,7 +198,7 @@ class Recorder:
         trace.is_block = role == "block"
         self._watch_gradient(trace, out, todo)
         self.traces.append(trace)
-        self._seen[out.data_ptr()] = (weakref.ref(out), out._version, trace)
+        self._seen[out.data_ptr()] = (weakref.ref(out), version(out), trace)
 
     def _watch_gradient(self, trace: Trace, out: Tensor, todo: Plan) -> None:
         if not todo.gradient or not out.requires_grad:
@@ -229,14 +236,23 @@ class Recorder:
 
     def _known(self, out: Tensor) -> Trace | None:
         """The trace of the same living values, if they were read before."""
-        entry = self._seen.get(out.data_ptr())
+        place = _place(out)
+        entry = None if place is None else self._seen.get(place)
         if entry is None:
             return None
-        ref, version, trace = entry
+        ref, written, trace = entry
         tensor = ref()
-        if tensor is None or tensor._version != version or out._version != version or tensor.numel() != out.numel():
+        if tensor is None or version(tensor) != written or version(out) != written or tensor.numel() != out.numel():
             return None
         return trace
+
+
+def _place(out: Tensor) -> int | None:
+    """Where the values lie; None for what stands for a tensor inside a transform such as ``torch.vmap``."""
+    try:
+        return out.data_ptr()
+    except RuntimeError:
+        return None
 
 
 def _is_plain_batch_norm(module: nn.Module) -> bool:

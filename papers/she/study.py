@@ -3,7 +3,7 @@
 ::
 
     python papers/she/study.py qat                         # results/qat.json: 4-bit log weights, depths 4 and 8
-    python papers/she/study.py advise                      # results/advice.json: fewer bits and channels, depth 4
+    python papers/she/study.py advise                      # results/advice.json: fewer bits and channels
     layerscope study run papers/she/distortion.toml        # KL and tails at every norm; then
     python papers/she/study.py collect distortion          # its store -> results/distortion.jsonl
     layerscope study run papers/she/norms.toml             # the same behind other norms; then  collect norms
@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 import tyro
-from torch import Tensor
+from torch import Tensor, nn
 
 from layerscope import study as studies
 from layerscope.methods import encrypted as she
@@ -68,15 +68,33 @@ def qat(depths: tuple[int, ...] = (4, 8), seeds: tuple[int, ...] = (0, 1, 2), bi
                 write("qat.json", {"command": "python papers/she/study.py qat", "rows": rows})
 
 
-def advise(depth: int = 4, seed: int = 1, most_loss: float = 0.02) -> None:
-    """The cheapest widths and channels for a study net within an accuracy budget, judged on images of their own."""
+def advise(seed: int = 0, most_loss: float = 0.02) -> None:
+    """Fewer bits and channels for a net of one convolution within an accuracy budget, judged on images of their own."""
+    from layerscope import training
+
     torch.set_num_threads(1)
     x, y = images("train", 12000)
     train, valid = (x[:6000], y[:6000]), (x[6000:], y[6000:])
-    net, _ = distortion.trained_net(depth, "relu", train, 10, seed, 4, 100, 4e-3)
+    torch.manual_seed(seed)
+    net = nn.Sequential(
+        nn.Conv2d(1, 16, 4, stride=2, bias=False), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+        nn.Linear(144, 10),
+    )  # fmt: skip
+    training.fit(
+        net,
+        train,
+        epochs=10,
+        batch_size=100,
+        optimizer="adamw",
+        lr=5e-3,
+        schedule="onecycle",
+        seed=seed,
+        progress=False,
+    )
+    net.eval()
     found = she.advise(
-        net, (1, 14, 14), calib=train[0][:300], valid=valid, train=train, most_loss=most_loss, bits=(3, 4),
-        act_bits=(3, 4), lookup_bits=(6,), channels=(1.0, 0.75, 0.5), watch=lambda row: print(row, flush=True),
+        net, (1, 14, 14), calib=train[0][:300], valid=valid, train=train, most_loss=most_loss,
+        watch=lambda row: print(row.change, row.bootstraps, row.lost, row.verdict, flush=True),
     )  # fmt: skip
     print(found)
     found.to_json(RESULTS / "advice.json")

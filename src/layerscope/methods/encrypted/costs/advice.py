@@ -51,8 +51,8 @@ def advise(
 
     With it, ``valid`` is cut in two at random. On the first half candidates are measured, dearer and cheaper ones in
     turn: one that passes rules out all dearer ones, one that fails all that have no more of anything. The cheapest that
-    passed is then judged on the second half, which nothing was chosen on; if it loses too much there, the next dearer
-    one that passed is judged.
+    passed is then judged on the second half, which nothing was chosen on; if it loses too much there, it counts as
+    failed and the search goes on among those that cost more.
 
     Args:
         model: a float network in evaluation mode.
@@ -154,55 +154,57 @@ def _searched(found: Advised, judge: _Judge, start: CostReport, tries: int, watc
     start = judge.price(present)  # the candidates' real shifts are compared with its real ones
     found = replace(found, base_bootstraps=start.bootstraps, base_accuracy=accuracy, base_lost=lost)
     rows = list(found.rows)
-    nets: dict[int, QuantizedNet] = {}
-    open_ = list(range(len(rows)))
-    for _ in range(tries):
-        if not open_:
-            break
-        at = open_[len(open_) // 2]
-        net = judge.make(rows[at])
-        accuracy, lost, most = judge.loss(net, 0)
-        passed = lost <= found.most_loss
-        rows[at] = replace(
-            _row(judge.price(net), start, rows[at].channels, rows[at].lookup_bits),
-            widths=rows[at].widths,
-            accuracy=accuracy,
-            lost=lost,
-            lost_at_most=most,
-            verdict="within the budget" if passed else "loses too much",
-        )
+    passed: dict[int, QuantizedNet] = {}
+    failed: list[int] = []
+    dear: list[int] = []  # cheaper than the present settings by their weights alone, and not on real data
+    judged = 0
+
+    def settle(at: int, half: int, net: QuantizedNet, real: Advice, names: tuple[str, str]) -> bool:
+        accuracy, lost, most = judge.loss(net, half)
+        good = lost <= found.most_loss
+        rows[at] = replace(real, accuracy=accuracy, lost=lost, lost_at_most=most, verdict=names[not good])
         watch(rows[at])
-        if passed:
-            nets[at] = net
-            open_ = [i for i in open_ if i < at]
+        if not good:
+            failed.append(at)
+        return good
+
+    while True:
+        best = min(passed, default=len(rows))
+        known = {*passed, *failed, *dear}
+        open_ = [i for i in range(best) if i not in known and not any(_no_more(rows[i], rows[j]) for j in failed)]
+        if open_ and len(known) < tries:
+            at = open_[len(open_) // 2]
+            net = judge.make(rows[at])
+            real = replace(
+                _row(judge.price(net), start, rows[at].channels, rows[at].lookup_bits), widths=rows[at].widths
+            )
+            if real.bootstraps >= start.bootstraps:
+                rows[at] = replace(real, verdict="no cheaper once quantised")
+                dear.append(at)
+            elif settle(at, 0, net, real, ("within the budget", "loses too much")):
+                passed[at] = net
+        elif best < len(rows):
+            judged += 1
+            if settle(best, 1, passed[best], rows[best], ("chosen", "loses too much on the second half")):
+                break
+            del passed[best]  # those that cost more are open again
         else:
-            open_ = [i for i in open_ if i != at and not _no_more(rows[i], rows[at])]
+            break
     for i, row in enumerate(rows):
-        if row.accuracy is None and i not in open_:
+        if row.verdict == "not measured" and i not in open_:
             rows[i] = replace(row, verdict="ruled out")
-    measured, judged = sum(row.accuracy is not None for row in rows), 0
-    found = replace(found, unmeasured=len(open_))
-    for at in sorted((i for i in nets if rows[i].bootstraps < start.bootstraps), key=lambda i: _price(rows[i])):
-        accuracy, lost, most = judge.loss(nets[at], 1)
-        judged += 1
-        passed = lost <= found.most_loss
-        rows[at] = replace(
-            rows[at],
-            accuracy=accuracy,
-            lost=lost,
-            lost_at_most=most,
-            verdict="chosen" if passed else "loses too much on the second half",
-        )
-        if passed:
-            reason = f"the cheapest of {measured} that were measured, judged on {len(judge.halves[1][0])} other samples"
-            return replace(found, rows=tuple(rows), best=rows[at], judged=judged, reason=reason)
-    reason = f"nothing cheaper within the budget: {measured} of {len(rows)} candidates measured"
+    found = replace(found, rows=tuple(rows), judged=judged, unmeasured=len(open_))
+    if best < len(rows):
+        others = f"judged on {len(judge.halves[1][0])} other samples"
+        reason = f"the cheapest of {len(known)} that were measured, {others}"
+        return replace(found, best=rows[best], reason=reason)
+    reason = f"nothing cheaper within the budget: {len(known)} of {len(rows)} candidates measured"
     losses = [row.lost for row in rows if row.lost is not None]
+    if losses:
+        reason += f", the best of them loses {100 * min(losses):.1f} points"
     if judged:
         reason += f"; {judged} passed on one half of the held-back data and lost too much on the other"
-    elif losses:
-        reason += f", the best of them loses {100 * min(losses):.1f} points"
-    return replace(found, rows=tuple(rows), judged=judged, reason=reason)
+    return replace(found, reason=reason)
 
 
 def _priced(graph: FloatGraph, bits: int, act_bits: int, lookup_bits: int) -> CostReport:

@@ -68,7 +68,7 @@ def qat(depths: tuple[int, ...] = (4, 8), seeds: tuple[int, ...] = (0, 1, 2), bi
                 write("qat.json", {"command": "python papers/she/study.py qat", "rows": rows})
 
 
-def advise(seed: int = 0, most_loss: float = 0.02) -> None:
+def advise(seed: int = 0, most_loss: float = 0.03) -> None:
     """Fewer bits and channels for a net of one convolution within an accuracy budget, judged on images of their own."""
     from layerscope import training
 
@@ -93,7 +93,7 @@ def advise(seed: int = 0, most_loss: float = 0.02) -> None:
     )
     net.eval()
     found = she.advise(
-        net, (1, 14, 14), calib=train[0][:300], valid=valid, train=train, most_loss=most_loss,
+        net, (1, 14, 14), calib=train[0][:300], valid=valid, train=train, most_loss=most_loss, tries=24,
         watch=lambda row: print(row.change, row.bootstraps, row.lost, row.verdict, flush=True),
     )  # fmt: skip
     print(found)

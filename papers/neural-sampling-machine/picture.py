@@ -21,7 +21,7 @@ def main() -> None:
     svg = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {total} {HEIGHT + TOP + 40}" font-family="sans-serif" '
         f'font-size="11"><rect width="100%" height="100%" fill="white"/><title>{title}</title>'
-        f'<text x="{LEFT}" y="14">{title} (lr 0.001, 300 steps)</text>{"".join(panels)}</svg>\n'
+        f'<text x="{LEFT}" y="14">{title} (rate 0.001, one epoch of 300 steps)</text>{"".join(panels)}</svg>\n'
     )
     (RESULTS / "percentiles.svg").write_text(svg)
 
@@ -41,8 +41,8 @@ def panel(index: int, name: str, rows: list[list[float]]) -> str:
     lower = [point(i, row[0]) for i, row in enumerate(values)]
     median = " ".join(point(i, row[1]) for i, row in enumerate(values))
     ticks = "".join(
-        f'<text x="{x0 - 4}" y="{middle - v / bound * HEIGHT / 2 + 4:.1f}" text-anchor="end">{v:+g}</text>'
-        for v in (-bound, 0, bound)
+        f'<text x="{x0 - 4}" y="{middle - v / bound * HEIGHT / 2 + 4:.1f}" text-anchor="end">{name}</text>'
+        for v, name in ((-bound, f"-{bound:g}"), (0, "0"), (bound, f"+{bound:g}"))
     )
     return (
         f'<rect x="{x0}" y="{TOP}" width="{WIDTH}" height="{HEIGHT}" fill="none" stroke="#bbb"/>{ticks}'

@@ -32,7 +32,10 @@ def tables(rows: list[Row]) -> str:
         shape = f"cnn, {halved}" if family == "cnn" else "mlp"
         device, passes, tested = (some[0][k] for k in ("device", "passes", "test_images"))
         lines += [f"### {shape}, {name}{f' ({images} images)' if images else ''}, {epochs} epochs, batch {batch}", ""]
-        lines += [f"{tested} test images, {passes} passes for stochastic networks, trained on {device}.", ""]
+        lines += [
+            f"{tested} test images, {passes} passes for stochastic networks, trained on {device}.{_recipe(some)}",
+            "",
+        ]
         lines += [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
         chosen = {kind: best(r) for kind, r in _by(some, ("kind", "target", "copies")).items()}
         for (kind, target, copies), r in chosen.items():
@@ -47,6 +50,16 @@ def tables(rows: list[Row]) -> str:
         for key, value in json.loads(file.read_text()).items():
             lines.append(f"| {key} | {value['spread_last_over_first']} | {value['median_drift']} |")
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _recipe(rows: list[Row]) -> str:
+    """How sampling networks were trained, where it was the same for all of them."""
+    found = {(r["target"], r["copies"], r.get("centred", False)) for r in rows if r["kind"] == "nsm"}
+    if len(found) != 1:
+        return ""
+    ((target, copies, centred),) = found
+    how = ", inputs counted from their mean" if centred else ""
+    return f" Sampling networks: spread {target:g}, samples of an image in a step {copies}{how}."
 
 
 def best(rows: list[Row]) -> list[Row]:

@@ -247,9 +247,9 @@ def some_positions(x: Tensor, count: int, turn: int) -> Tensor:
     places = max(n for n in range(1, min(b, s // width) + 1) if b % n <= b // 8)  # so many samples are left out
     apart = s // places
     start, first = int(spin * (apart - width + 1)), turn % places
-    skip = turn % 2 * (b % places)
-    view = x[skip : skip + b - b % places].unflatten(0, (-1, places))  # [B / places, places, C, S]
-    view = view[..., : places * apart].unflatten(-1, (places, apart))[..., start : start + width]
+    skip, groups = turn % 2 * (b % places), b // places
+    view = x[skip : skip + groups * places, :, : places * apart].view(groups, places, -1, places, apart)
+    view = view[..., start : start + width]
     return torch.cat([view.diagonal(first, 1, 3), view.diagonal(first - places, 1, 3)], -1).movedim(-1, 1).flatten(0, 1)
 
 

@@ -193,11 +193,11 @@ def publish(rows: Path) -> str:
     (HERE / "results" / "scores.md").write_text(f"# Scores\n\n{about}\n\n{text}\n")
     plain = {part: asdict(card) for part, card in cards.items()}
     (HERE / "results" / "scores.json").write_text(json.dumps(plain, indent=1) + "\n")
-    (HERE / "results" / "ideas.txt").write_text(f"{ideas(rows)}\n\n{cutoffs(rows)}\n")
-    (HERE / "results" / "misses.txt").write_text(misses(rows) + "\n")
     before, _, rest = PAGE.read_text().partition(MARKS[0])
     numbers = f"{rates_table(clean, held, everything)}\n\n{goals_table(cards)}\n\n```\n{cards['fresh']}\n```"
     PAGE.write_text(f"{before}{MARKS[0]}\n\n{numbers}\n\n{MARKS[1]}{rest.partition(MARKS[1])[2]}")
+    (HERE / "results" / "misses.txt").write_text(misses(rows) + "\n")
+    (HERE / "results" / "ideas.txt").write_text(f"{ideas(rows)}\n\n{cutoffs(rows)}\n")
     return text
 
 

@@ -84,4 +84,5 @@ def _rate(chosen: Sequence[Entry], rows: Sequence[Entry], right: Right, draws: i
     picks = np.random.Generator(np.random.PCG64(0)).integers(len(hits), size=(draws, len(hits)))
     low, high = np.quantile(hits[picks].sum(1) / counts[picks].sum(1), [0.025, 0.975])
     usual = sum(right(e) for e in rows) / len(rows)
-    return HitRate(len(chosen), *(round(float(v), 4) for v in (hits.sum() / counts.sum(), low, high, usual)))
+    share, low, high, usual = (round(float(v), 4) for v in (hits.sum() / counts.sum(), low, high, usual))
+    return HitRate(len(chosen), share, low, high, usual)

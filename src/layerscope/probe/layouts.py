@@ -52,7 +52,8 @@ def _decides(module: nn.Module | None, out: Tensor) -> bool | None:
         return False
     if isinstance(module, nn.Linear | nn.MultiheadAttention | nn.Embedding):
         return True
-    shape = getattr(module, "normalized_shape", None)
+    # looked up in the instance: where a module lacks an attribute, asking it takes longer than all the rest here
+    shape = None if module is None else vars(module).get("normalized_shape")
     if shape is None or out.ndim < 3:
         return None
     shape = tuple(shape) if isinstance(shape, tuple | list | torch.Size) else (int(shape),)

@@ -169,9 +169,13 @@ def _searched(found: Advised, judge: _Judge, start: CostReport, tries: int, watc
         return good
 
     while True:
-        best = min(passed, default=len(rows))
+        best = min(passed, key=lambda i: _price(rows[i]), default=len(rows))
         known = {*passed, *failed, *dear}
-        open_ = [i for i in range(best) if i not in known and not any(_no_more(rows[i], rows[j]) for j in failed)]
+        open_ = [
+            i
+            for i in range(min(passed, default=len(rows)))
+            if i not in known and not any(_no_more(rows[i], rows[j]) for j in failed)
+        ]
         if open_ and len(known) < tries:
             at = open_[len(open_) // 2]
             net = judge.make(rows[at])

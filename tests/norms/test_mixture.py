@@ -571,3 +571,18 @@ def test_frozen_parameters_stay_without_gradients() -> None:
     layer.bias.requires_grad_()
     layer(data(seed=4)).sum().backward()
     close(layer.bias.grad, torch.full((6,), 100.0, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_component_that_nothing_belongs_to_leaves_gradients_finite(dtype: torch.dtype) -> None:
+    layer = MixtureNorm(6, 3, temperature=1).to(dtype)
+    layer(data(dtype=dtype))
+    with torch.no_grad():
+        layer.mixture_mean[2] = 1e5
+        layer.mixture_weight.copy_(torch.tensor([0.5, 0.5, 0.0]))
+    x = data(seed=1, dtype=dtype)
+    want = by_autograd(layer, x, data(seed=2, dtype=dtype))
+    inside = x.clone().requires_grad_()
+    layer(inside).backward(data(seed=2, dtype=dtype))
+    assert inside.grad is not None
+    assert (inside.grad - want[1]).abs().max() < 1e-4 * want[1].abs().max()

@@ -331,9 +331,10 @@ class MixtureTransform(torch.autograd.Function):
                 q, centred = packed[0], packed[1]
             if not ctx.needs_input_grad[0]:
                 return None, grad_weight, grad_bias, None, None, None, None, None, None
-            per_mass = scale / mass.clamp_min(torch.finfo(x.dtype).tiny).neg_().unsqueeze(1)
-            slope = (per_mass * precision).mul_(centred)
-            constant = torch.addcmul(per_mass * q, mean, slope, value=-1)
+            # divided last: a component without mass has sums of zero, and 0 / tiny is 0
+            n = mass.clamp_min(torch.finfo(x.dtype).tiny).neg_().unsqueeze(1)
+            slope = (scale * precision).mul_(centred).div_(n)
+            constant = torch.addcmul((scale * q).div_(n), mean, slope, value=-1)
             dx = torch.empty_like(x)
             target = rows(dx)
             spread = Spread(blocks, [scale, constant, slope])

@@ -333,7 +333,8 @@ def _curve_claims(table: Rows) -> Iterable[Claim]:
         yield (
             "InstanceNorm is unstable in deep plain nets (cfg_20)",
             f"mean accuracy {instance:.2f} against {min(others):.2f} of the worst of BN, LN, GN",
-            instance < min(others),
+            # where both stay at chance, which is lower is noise
+            instance < min(others) if max(instance, min(others)) > 0.15 else None,
         )
 
 
@@ -376,7 +377,7 @@ def _list(values: Mapping[str, float]) -> str:
 
 def claims_table(found: Sequence[tuple[Claim, str]]) -> str:
     """As Markdown."""
-    words = {True: "yes", False: "**no**", None: "not enough rows"}
+    words = {True: "yes", False: "**no**", None: "cannot tell"}
     lines = ["| the paper's claim | here | held | scale |", "|---|---|---|---|"]
     return "\n".join(
         [*lines, *(f"| {claim} | {ours} | {words[held]} | {size} |" for (claim, ours, held), size in found)]

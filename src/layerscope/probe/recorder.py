@@ -162,8 +162,7 @@ class Recorder:
             if out is not None and out.is_complex():
                 self.left_out.setdefault("returned complex numbers, which are not measured", path)
             return
-        if _place(out) is None:
-            self.left_out.setdefault("ran inside torch.vmap or another transform, where values cannot be read", path)
+        if is_functorch_wrapped_tensor(out):  # a function seen inside a transform
             return
         known = self._known(out)
         if known is not None and role != "block":
@@ -236,8 +235,7 @@ class Recorder:
 
     def _known(self, out: Tensor) -> Trace | None:
         """The trace of the same living values, if they were read before."""
-        place = _place(out)
-        entry = None if place is None else self._seen.get(place)
+        entry = self._seen.get(out.data_ptr())
         if entry is None:
             return None
         ref, written, trace = entry
@@ -245,14 +243,6 @@ class Recorder:
         if tensor is None or version(tensor) != written or version(out) != written or tensor.numel() != out.numel():
             return None
         return trace
-
-
-def _place(out: Tensor) -> int | None:
-    """Where the values lie; None for what stands for a tensor inside a transform such as ``torch.vmap``."""
-    try:
-        return out.data_ptr()
-    except RuntimeError:
-        return None
 
 
 def _is_plain_batch_norm(module: nn.Module) -> bool:

@@ -40,7 +40,8 @@ def tables(rows: list[Row]) -> str:
 
 
 def _line(title: str, arm: str, arms: dict[str, dict[int, Row]]) -> str:
-    found, bn, control = arms[arm], arms["BN"], arms.get(CONTROL, {})
+    bn, control = arms["BN"], arms.get(CONTROL, {})
+    found = {seed: row for seed, row in arms[arm].items() if seed in bn}
     cells = [title, arm, str(len(found)), f"{100 * statistics.fmean(best(r) for r in found.values()):.1f}"]
     if arm == "BN":
         # what the measure says where there is no difference but the seed

@@ -120,7 +120,7 @@ def test_progress_says_how_far_and_how_long(monkeypatch):
         now[0] += 1
         progress(trial, good, Standing(5, 4, 1, 9.0))
     assert stream.getvalue().splitlines() == [
-        "3/5 trials, time left 1 min 20 s",
+        "3/5 trials, time left 80 s",
         f"failed {trial.id}: E: no",
         "5/5 trials, 1 failed, finished",
     ]

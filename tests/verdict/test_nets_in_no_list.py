@@ -1,4 +1,7 @@
-"""Networks that no cut-off was chosen on: what the verdict says, and what a short training on digits does."""
+"""Networks in no study file: what the verdict says, and what a short training on digits does.
+
+The limits for tokens whose mean is classified were chosen on ``Rows``; the others were not chosen on nets of this file.
+"""
 
 from __future__ import annotations
 

@@ -72,6 +72,26 @@ def test_ranges_are_ours_and_not_those_of_the_samples():
     assert int(answer) > 0
 
 
+def test_keys_and_files_survive_the_disk(tmp_path):
+    """The client that decrypts is not the process's first: everything it knows comes from files."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3, 1, bias=False), nn.ReLU(), nn.Linear(1, 1, bias=False)).eval()
+    with torch.no_grad():
+        net[1].weight.copy_(torch.tensor([[2.0, -1.0, 4.0]]))
+        net[3].weight.fill_(1.0)
+    calib = torch.randint(0, 8, (64, 3, 1, 1), generator=torch.Generator().manual_seed(0)).float()
+    qnet = she.quantize(net, calib, bits=2, act_bits=5, input_bits=3)
+    compiled = she.compile(qnet, "concrete")
+    compiled.client().save(tmp_path / "net.client")
+    she.Client.load(tmp_path / "net.client").keygen(tmp_path / "key")
+    assert (tmp_path / "key").stat().st_mode & 0o077 == 0
+
+    client = she.Client.load(tmp_path / "net.client")
+    client.load_keys(tmp_path / "key")
+    x = torch.tensor([3.0, 1, 5]).view(1, 3, 1, 1)
+    answer = compiled.server().run(client.encrypt(x), (tmp_path / "key.evaluation").read_bytes())
+    assert torch.equal(client.decrypt(answer, raw=True), qnet.integers(qnet.encode(x)))
+
+
 @pytest.mark.slow
 def test_random_networks_are_bit_exact_under_encryption():
     """Residual sum, padding, groups, concatenation, per-channel shifts, on extremal and random inputs."""

@@ -156,8 +156,8 @@ class ConcreteClient:
         self._client.keygen(force=True)
 
     def secret(self) -> bytes:
-        """The secret keys alone; the engine's own serialisation would put the public ones beside them."""
-        return bytes(self._client.keys._keyset.get_client_keys().serialize())
+        """All keys, the large public ones too: the engine cannot write, or read, the secret ones alone."""
+        return bytes(self._client.keys.serialize())
 
     def evaluation(self) -> bytes:
         """The public evaluation keys: hundreds of megabytes."""

@@ -192,6 +192,7 @@ def compile(
     from layerscope.methods.encrypted.backends.registry import engine
 
     engine(backend).version()  # a missing engine is said now, not after the training
+    out = out / "net" if out.is_dir() else out
     client, server = (writable(out.with_name(out.name + end)) for end in (".client", ".server"))
     standing = [str(path) for path in (client, server) if path.exists()]
     if standing and not overwrite:

@@ -185,6 +185,10 @@ def test_compile_says_what_is_wrong_before_any_work(trained, tmp_path):
         commands.compile(source, out, checkpoint=weights, backend="plain")
     assert (tmp_path / "net.server").read_bytes() == b"someone else's"
     commands.compile(source, out, checkpoint=weights, backend="plain", overwrite=True, selftest=False, samples=200)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    commands.compile(source, folder, checkpoint=weights, backend="plain", selftest=False, samples=200)
+    assert {path.name for path in folder.iterdir()} == {"net.client", "net.server"}
     assert she.Server.load(tmp_path / "net.server")
     with pytest.raises(LayerscopeError, match="checkpoint"):
         commands.compile(source, tmp_path / "b", checkpoint=tmp_path / "none.pt", backend="plain")

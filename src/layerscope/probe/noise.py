@@ -1,63 +1,91 @@
-"""The batch-noise ratio nu of a network at its training batch size, by forward passes on bootstrapped batches."""
+"""The batch-noise ratio nu of a network at its training batch size, from a second look at some of the samples.
+
+The batches that are probed anyway are the first look. For the second they exchange samples: a new batch takes its first
+sample from one of them, its second from another, and so on, each from its old place, and in random order. Samples keep
+their place so that a network that looks at places (ghost batches, masks drawn for each place) finds everything but the
+companions as before. Where there is one batch only, half of it is looked at alone.
+
+What is read off is in ``quantities.noise``. The cost is one forward pass of a batch for every two that are probed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
+from layerscope.errors import ProbeError
 from layerscope.probe.network import Network
-from layerscope.quantities.noise import batch_noise_of
+from layerscope.quantities.noise import batch_noise_from_pairs, share_exchanged, total_variance
 
-#: Views of every sample, on average: with 64 samples this leaves nu uncertain by about a fifth.
-VIEWS = 4
-MIN_BATCHES = 4
+#: Second looks at least: of very few samples nu would be little more than chance.
+FEWEST_LOOKS = 16
+#: Half of a single batch smaller than this is one sample, whose statistics are no longer those of a batch.
+SMALLEST_ALONE = 4
 #: Of larger readouts (maps of labels, tokens) every k-th number is taken.
 MOST_FEATURES = 8192
-#: Below this, what two batches disagree on is rounding, and the network is independent of the batch.
+#: Below this share of the variance, what two batches disagree on is rounding: the network is independent of the batch.
 ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-6}
 
 
 def measure_batch_noise(
     readout: Callable[[Tensor], Tensor],
-    samples: int,
-    size: int,
+    first: Tensor,
     generator: torch.Generator,
     dtype: torch.dtype,
+    *,
     own: float = 0.0,
+    whole: bool = False,
 ) -> float:
-    """Nu of ``readout`` at batch size ``size``.
-
-    Companions are drawn with replacement: then statistics over the batch scatter as they do for batches
-    from a large data set, however few samples are at hand. Two batches that share their first sample are tried
-    first; if it is read out alike, the network does not look at the batch and nu is exactly 0.
+    """Nu at batch size B.
 
     Args:
-        readout: numbers of B samples -> [B, D], the classifier input.
-        samples: M, how many there are to draw anchors and companions from.
-        size: B.
-        generator: draws the batches.
+        readout: numbers of n samples -> [n, D] of the classifier input, thinned.
+        first: [K, B, D], what it gave for K batches of B samples, samples counted through.
+        generator: draws the second batches.
         dtype: of the network, for the size of its rounding.
-        own: variance of the (thinned) readout over the network's own random draws, summed over features.
+        own: variance of the readout over the network's own random draws, summed over features.
+        whole: look at no batch that is smaller than B, and keep every sample in its place.
+
+    Raises:
+        ProbeError: a single batch that is too small.
     """
-    if size < 2 or samples < 2:
+    batches, size = first.shape[:2]
+    if size < 2:
         return 0.0
-    batches = max(MIN_BATCHES, -(-VIEWS * samples // size))
-    draws = torch.randint(samples, (batches, size), generator=generator)
-    draws[1, 0] = draws[0, 0]
-    views: list[Tensor] = []
-    anchors: list[Tensor] = []
-    for i, draw in enumerate(draws):
-        z = readout(draw)
-        z = thinned(z).double().cpu()
-        # copies of one sample in one batch are one view of it: they share their companions
-        first = torch.tensor([int((draw[:j] == draw[j]).any()) == 0 for j in range(size)])
-        views.append(z[first])
-        anchors.append(draw[first])
-        if i == 1 and _alike(views[0][0], views[1][0], torch.cat(views), dtype):
-            return 0.0
-    return float(batch_noise_of(torch.cat(views), torch.cat(anchors), own))
+    if batches == 1 and size < SMALLEST_ALONE:
+        raise ProbeError(
+            f"batch noise was not measured: a single batch of {size} samples has no half to look at; "
+            "give two batches or more"
+        )
+    looks, samples, shares = [], [], []
+    for batch, kept in _second_batches(batches, size, generator, whole=whole):
+        looks.append(readout(batch)[kept])
+        samples.append(batch[kept])
+        shares.append(share_exchanged(batch, size, batches)[kept])
+    again, sample = torch.cat(looks), torch.cat(samples)
+    if _alike(first, again, sample, dtype):
+        return 0.0
+    return float(batch_noise_from_pairs(first, again, sample, float(torch.cat(shares).mean()), own))
+
+
+def _second_batches(
+    batches: int, size: int, generator: torch.Generator, *, whole: bool
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Samples of each second batch, and which of its places count."""
+    places = torch.arange(size)
+    kept = places if batches > 1 else places[: size // 2]
+    for _ in range(max(-(-batches // 2), -(-FEWEST_LOOKS // len(kept)))):
+        order = torch.randperm(size, generator=generator)
+        if batches > 1:
+            start = int(torch.randint(batches, (1,), generator=generator))
+            yield (places + start)[order] % batches * size + places, places
+        else:
+            half = order[: size // 2].sort().values
+            batch = places.clone()
+            batch[order[size // 2 :]] = half.repeat(3)[: size - len(half)]
+            yield (batch, half) if whole else (half, kept)
 
 
 def thinned(z: Tensor) -> Tensor:
@@ -65,11 +93,12 @@ def thinned(z: Tensor) -> Tensor:
     return z[:, :: -(-z.shape[1] // MOST_FEATURES)]
 
 
-def _alike(a: Tensor, b: Tensor, all_views: Tensor, dtype: torch.dtype) -> bool:
-    if torch.equal(a, b):
-        return True
-    spread = all_views.var(0).sum()
-    return bool((a - b).square().sum() <= ROUNDING.get(dtype, 1e-3) * spread)
+def _alike(first: Tensor, again: Tensor, sample: Tensor, dtype: torch.dtype) -> bool:
+    """Whether both looks agree but for rounding, of the difference between samples or of the numbers themselves."""
+    rounding = ROUNDING.get(dtype, 1e-3)
+    difference = (again - first.flatten(0, 1)[sample]).square().sum(1).mean()
+    size = first.square().sum(-1).mean()
+    return bool(difference <= max(rounding * total_variance(first), rounding**2 * size))
 
 
 def quiet_dropout(network: Network) -> None:

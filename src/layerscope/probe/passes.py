@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import defaultdict
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +19,7 @@ from layerscope.probe.finalise import Site, finalise
 from layerscope.probe.functional import FunctionalOps
 from layerscope.probe.inputs import Batch, integers
 from layerscope.probe.network import Network
-from layerscope.probe.noise import measure_batch_noise, quiet_dropout
+from layerscope.probe.noise import measure_batch_noise, quiet_dropout, thinned
 from layerscope.probe.outputs import Loss, Select, loss_of, pick
 from layerscope.probe.points import Point
 from layerscope.probe.readout import Head, Readout
@@ -41,16 +41,26 @@ class Chunk:
     loss: float
     classifier: str | None
     readout: dict[str, float]
+    seen: Tensor | None
+    """[B, D] the classifier input (or the output where there is none), thinned, where the batch noise is asked for."""
 
 
 class Passes:
     """The passes over one model: hooks on, forward, loss, backward, hooks off."""
 
     def __init__(
-        self, network: Network, points: list[Point], level: Level, loss: Loss, output: Select, *, functional: bool
+        self,
+        network: Network,
+        points: list[Point],
+        level: Level,
+        loss: Loss,
+        output: Select,
+        *,
+        functional: bool,
+        noisy: bool,
     ) -> None:
         self.network, self.model, self.points = network, network.model, points
-        self.level, self.loss, self.output, self.functional = level, loss, output, functional
+        self.level, self.loss, self.output, self.functional, self.noisy = level, loss, output, functional, noisy
         self.notes: list[str] = []
         self.trainable = [p for p in network.parameters if p.requires_grad]
         self.frozen = len(self.trainable) < len(network.parameters) or not self.trainable
@@ -60,6 +70,7 @@ class Passes:
         self.gradient_came = False
         self.stochastic: bool | None = None
         self.own_variance = 0.0
+        self.drew = False
 
     def chunk(self, x: Any, y: Any, samples: int) -> Chunk:
         """One training batch forward and backward."""
@@ -81,6 +92,8 @@ class Passes:
             drew = generators.moved()
             out = pick(returned, self.output)
             head = readout.classifier(out, samples)
+            seen = _seen(head, out, samples) if self.noisy else None
+            self.drew = self.drew or drew
         value = loss_of(out, y, self.loss)
         self._backward(value, x)
         sites = self._second_look(finalise(recorder.traces), x, samples, generators)
@@ -94,7 +107,7 @@ class Passes:
             found["own noise"] = 0.0
             if drew and samples > 1 and self._is_stochastic(x):
                 found |= self._over_draws(x, samples, head, sites)
-        return Chunk(sites, float(value.detach()), head.path if head else None, found)
+        return Chunk(sites, float(value.detach()), head.path if head else None, found, seen)
 
     def _forward(self, x: Any) -> Any:
         """What the network returns; where it raises, the sentence that names the layer."""
@@ -171,30 +184,29 @@ class Passes:
             for (module, weight), norm in zip(weights, norms([weight for _, weight in weights]), strict=True)
         }
 
-    def batch_noise(self, data: Batch, seed: int | None) -> float | None:
+    def batch_noise(self, data: Batch, seed: int | None, chunks: list[Chunk]) -> float | None:
         """Nu at the training batch size, at the classifier input (or at the output where there is none)."""
         if not data.can_be_cut:
             self.notes.append("batch noise was not measured: the batch is a whole, whose samples cannot be exchanged")
             return None
         quiet_dropout(self.network)
         with Readout(self.network) as readout, torch.no_grad():
-            same, reads = Generators(self.network), itertools.count()
+            same = Generators(self.network)
 
             def read(index: Tensor) -> Tensor:
                 readout.start()
-                if self.stochastic and next(reads) < 2:  # the two that are compared differ in nothing but the batch
+                if self.drew:  # both looks at a sample differ in nothing but the batch
                     same.restore()
                 out = pick(inputs.call(self.model, inputs.pick(data.x, index)), self.output)
-                head = readout.classifier(out, len(index))
-                seen = head.features if head else out.detach().flatten(1) if out.ndim > 1 else None
-                if seen is None or len(seen) != len(index):
-                    raise ProbeError("batch noise was not measured: the output has no row for every sample")
-                return seen
+                return _rows(_seen(readout.classifier(out, len(index)), out, len(index)))
 
-            generator = torch.Generator().manual_seed(seed or 0)
             try:
-                sizes = (data.samples, data.size)
-                return measure_batch_noise(read, *sizes, generator, self.network.dtype, self.own_variance)
+                if self.drew:  # random masks were on
+                    batches = torch.arange(data.samples).view(-1, data.size)
+                    first = torch.stack([read(index) for index in batches])
+                else:
+                    first = torch.stack([_rows(chunk.seen) for chunk in chunks])
+                return self._noise(read, first, seed or 0, whole=same.moved())
             except ProbeError as error:
                 self.notes.append(str(error))
                 return None
@@ -202,6 +214,31 @@ class Passes:
                 raise blame(
                     error, self.model, inputs.shapes(inputs.pick(data.x, slice(data.size))), "forward"
                 ) from error
+
+    def _noise(self, read: Callable[[Tensor], Tensor], first: Tensor, seed: int, *, whole: bool) -> float:
+        try:
+            generator = torch.Generator().manual_seed(seed)
+            return measure_batch_noise(read, first, generator, self.network.dtype, own=self.own_variance, whole=whole)
+        except ProbeError:
+            raise
+        except Exception:
+            if whole or len(first) > 1:
+                raise
+            return self._noise(read, first, seed, whole=True)  # a network that runs on one batch size only
+
+
+def _seen(head: Head | None, out: Any, samples: int) -> Tensor | None:
+    """A copy of what the batch noise is read from, thinned [N, D]; None where there is no row for every sample."""
+    if head is None and not (isinstance(out, Tensor) and out.ndim > 1):
+        return None
+    rows = head.features if head else out.detach().flatten(1)
+    return thinned(rows).to("cpu", torch.float64, copy=True) if len(rows) == samples else None
+
+
+def _rows(seen: Tensor | None) -> Tensor:
+    if seen is None:
+        raise ProbeError("batch noise was not measured: the output has no row for every sample")
+    return seen
 
 
 def _carrier(x: Tensor) -> Tensor:

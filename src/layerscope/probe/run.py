@@ -63,8 +63,8 @@ def profile(
         output: which part of the model's output to take: a key, an index or a function.
         select: glob patterns of module paths; record only these.
         blocks: glob patterns of module paths that are blocks, instead of judging by class names.
-        batch_noise: measure nu, by extra forward passes. None: where the data hold more than one batch and the level
-            is not ``light``.
+        batch_noise: measure nu, by one extra forward pass for every two batches, or of half a batch where there is one.
+            None: where the data hold more than one batch and the level is not ``light``.
         seed: seeds the network's own randomness (dropout) and the draws for nu. None: the generators as they stand.
         device: where the model is expected to be; an absent one is an error, nothing is moved.
         source: how the network is called in reports. None: its class name.
@@ -87,9 +87,9 @@ def profile(
             torch.manual_seed(seed)
         for _, module in network.modules:
             module.training = True
-        run = Passes(network, points, level, loss, output, functional=functional)
+        run = Passes(network, points, level, loss, output, functional=functional, noisy=noisy)
         chunks = [run.chunk(x, y, data.size) for x, y in data]
-        nu = run.batch_noise(data, seed) if noisy else None
+        nu = run.batch_noise(data, seed, chunks) if noisy else None
         weights = run.weights(len(chunks))
     if not run.gradient_came:
         notes.append("no gradient reached any layer: the output does not depend on anything that requires a gradient")

@@ -44,7 +44,9 @@ if TYPE_CHECKING:
     from layerscope.quantities.moments import second_moment as second_moment
     from layerscope.quantities.moments import tables as tables
     from layerscope.quantities.noise import batch_noise as batch_noise
+    from layerscope.quantities.noise import batch_noise_from_pairs as batch_noise_from_pairs
     from layerscope.quantities.noise import batch_noise_of as batch_noise_of
+    from layerscope.quantities.noise import share_exchanged as share_exchanged
     from layerscope.quantities.rank import centred_gram as centred_gram
     from layerscope.quantities.rank import effective_rank as effective_rank
     from layerscope.quantities.rank import eigenvalues as eigenvalues
@@ -73,7 +75,7 @@ _NAMES = {
         "second_moment",
         "tables",
     ),
-    "noise": ("batch_noise", "batch_noise_of"),
+    "noise": ("batch_noise", "batch_noise_from_pairs", "batch_noise_of", "share_exchanged"),
     "rank": ("centred_gram", "effective_rank", "eigenvalues", "participation_ratio", "stable_rank"),
     "similarity": (
         "cosine_gram",

@@ -4,9 +4,9 @@
 
 The definition, nu = E_x Var_batch z(x) / Var_x E_batch z(x), is evaluated by brute force: batches are drawn from 1,024
 images with replacement until an image has been seen six times on average, and ``quantities.batch_noise_of`` parts the
-variance. The estimate is that of ``layerscope.profile`` on as many batches as ``layerscope compare`` takes (32 images, at
-least one batch), for sixteen draws of these images; shown are its median and its range without the lowest and highest
-sixth. Networks are at initialization, seed 0.
+variance. The estimate is that of ``layerscope.profile`` on as many batches as ``layerscope compare`` takes (32 images,
+at least one batch), for sixteen draws of these images; shown are its median and its range without the lowest and
+highest sixth. Networks are at initialization, seed 0.
 """
 
 from __future__ import annotations

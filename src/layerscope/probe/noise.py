@@ -75,17 +75,18 @@ def _second_batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Samples of each second batch, and which of its places count."""
     places = torch.arange(size)
-    kept = places if batches > 1 else places[: size // 2]
+    half = -(-size // 2)
+    kept = places if batches > 1 else places[:half]
     for _ in range(max(-(-batches // 2), -(-FEWEST_LOOKS // len(kept)))):
         order = torch.randperm(size, generator=generator)
         if batches > 1:
             start = int(torch.randint(batches, (1,), generator=generator))
             yield (places + start)[order] % batches * size + places, places
         else:
-            half = order[: size // 2].sort().values
+            stay = order[:half].sort().values
             batch = places.clone()
-            batch[order[size // 2 :]] = half.repeat(3)[: size - len(half)]
-            yield (batch, half) if whole else (half, kept)
+            batch[order[half:]] = stay[: size - half]
+            yield (batch, stay) if whole else (stay, kept)
 
 
 def thinned(z: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
     python benchmarks/probe.py                  # ResNet-20 width 16, batch 64, 1 x 28 x 28; and ResNet-56, batch 32
     python benchmarks/probe.py --rounds 30 --no-peers
+    python benchmarks/probe.py --only resnet56  # without ResNet-20, its peers and the memory
 
 Every contender runs in every round, one after the other, on one thread; a ratio divides a contender's CPU time by that
 of the plain step. ``min`` is the ratio of the fastest rounds, ``median`` the median over rounds of the ratio within a
@@ -10,8 +11,8 @@ script restarts itself with it): otherwise each pays or saves milliseconds of pa
 ``--default-malloc`` leaves it on.
 
 ``deep`` is every quantity that one forward and backward pass can show. ``deep + nu`` adds the batch-noise ratio, which
-is an average over random companions in the batch and so needs more passes: four forward passes here, 0.35 of a step
-each.
+compares a sample among different companions and so needs a second look: of half the batch where there is one, and
+one batch more for every two where there are several (``two batches``, whose plain step is two steps).
 
 Peak memory is the largest sum of living tensors during a step, as torch's own allocator counts it. The resident set of
 the process shows the same within the scatter of heap fragmentation, about a tenth either way.
@@ -47,6 +48,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--no-peers", action="store_true", help="only the probe and its floors")
     parser.add_argument("--no-memory", action="store_true")
+    parser.add_argument("--only", choices=("resnet20", "resnet56"), help="one of the two networks")
     parser.add_argument("--default-malloc", action="store_true", help="leave the C library's heap trimming on")
     args = parser.parse_args()
     if (
@@ -59,18 +61,45 @@ def main() -> None:
 
     torch.set_num_threads(1)
     print(f"{cpu_name()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, torch {torch.__version__}, 1 thread")
-    small = contenders("resnet20:width=16", 64, (1, 28, 28), peers=not args.no_peers)
-    compare("ResNet-20 width 16, batch 64, 1 x 28 x 28", small, args.rounds, TARGETS)
-    large = contenders("resnet56", 32, (3, 32, 32), peers=False)
-    large = {name: step for name, step in large.items() if name in ("plain", "deep", "deep + nu")}
-    compare("ResNet-56, batch 32, 3 x 32 x 32", large, max(3, args.rounds // 4), {"deep": 1.4, "deep + nu": 1.4})
-    if not args.no_memory:
-        names = ("plain", *LEVELS, "stored clones")
+    if args.only != "resnet56":
+        small = contenders("resnet20:width=16", 64, (1, 28, 28), peers=not args.no_peers)
+        compare("ResNet-20 width 16, batch 64, 1 x 28 x 28", small, args.rounds, TARGETS)
+    if args.only != "resnet20":
+        title, targets = "ResNet-56, batch 32, 3 x 32 x 32", {"deep": 1.4, "deep + nu": 1.4}
+        rounds = max(3, args.rounds if args.only else args.rounds // 4)
+        large = contenders("resnet56", 32, (3, 32, 32), peers=False)
+        compare(title, {name: large[name] for name in ("plain", "deep", "deep + nu")}, rounds, targets)
+        compare(f"{title}, two batches", contenders_in_pairs("resnet56", 32, (3, 32, 32)), max(3, rounds // 2), targets)
+    if not args.no_memory and args.only != "resnet56":
+        names = ("plain", *LEVELS, "deep + nu", "stored clones")
         peaks = {name: peak_bytes(small[name]) for name in names}
         print("\npeak of living tensors, ResNet-20, batch 64")
         for name, peak in peaks.items():
-            target = "  target 1.05" if name in LEVELS else ""
+            target = "  target 1.05" if name in (*LEVELS, "deep + nu") else ""
             print(f"  {name:<18}{peak / 2**20:6.1f} MiB{peak / peaks['plain']:7.3f}{target}")
+
+
+def contenders_in_pairs(net: str, batch: int, in_shape: tuple[int, ...]) -> dict[str, Callable[[], object]]:
+    """Two batches: as many plain steps, and one probe that averages over both."""
+    import torch
+    from torch.nn import functional
+
+    from layerscope import nets
+    from layerscope.probe import profile
+
+    model = nets.build(net, norm="batch", in_shape=in_shape, classes=10, seed=0).train()
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2 * batch, *in_shape, generator=generator), torch.randint(10, (2 * batch,), generator=generator)
+
+    def plain() -> None:
+        for part, labels in zip(x.split(batch), y.split(batch), strict=True):
+            model.zero_grad()
+            functional.cross_entropy(model(part), labels).backward()
+
+    def probe(nu: bool) -> Callable[[], object]:
+        return lambda: profile(model, (x, y), level="deep", batch_size=batch, batch_noise=nu)
+
+    return {"plain": plain, "deep": probe(False), "deep + nu": probe(True)}
 
 
 def contenders(net: str, batch: int, in_shape: tuple[int, ...], *, peers: bool) -> dict[str, Callable[[], object]]:

@@ -6,6 +6,7 @@
 
     python papers/beyond-batchnorm/hit_rate.py rerun      # one set-up again, against its rows
     python papers/beyond-batchnorm/hit_rate.py misses     # where the published scores were wrong
+    python papers/beyond-batchnorm/hit_rate.py noise      # would they be others with today's estimate of batch noise?
 
 ``publish`` writes results/ (scores, ideas, misses), the numbers in docs/hit-rate.md, and the data file that the package
 loads (src/layerscope/verdict/evidence.json).
@@ -20,17 +21,20 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
-from layerscope import study
+from layerscope import data as datasets
+from layerscope import probe, sources, study
 from layerscope.study import fitting, lists, rowfile
 from layerscope.study.hit_rates import cleanest, hit_rates
 from layerscope.study.rejudge import rejudge, rejudged
 from layerscope.study.scoring import Entry, Score, entries, evaluate, leave_one_out
 from layerscope.study.summary_card import BASELINES, INIT, MICRO, Scorecard, members, parts, scorecard, strata_columns
-from layerscope.study.trials import hardware
+from layerscope.study.trials import hardware, net_of
 from layerscope.verdict import evidence
+from layerscope.verdict.features import short
 from layerscope.verdict.thresholds import DEFAULT
 from layerscope.verdict.types import LABELS
 
@@ -317,6 +321,65 @@ def rerun(rows: Path) -> str:
     )
 
 
+def noise(rows: Path) -> str:
+    """Measure the batch noise of every trial anew, and put it in the place of the value that the rows hold.
+
+    The rows come from an estimate that drew new batches for it, four views of every sample. What is measured is kept in
+    results/noise-again.jsonl, one line for each network, batch size and seed, so that the run can be taken up again.
+    """
+    what, table, _ = load(rows)
+    keys = ("net", "norm", "depth", "data", "batch_size", "seed")
+    file = HERE / "results" / "noise-again.jsonl"
+    lines = file.read_text().splitlines() if file.exists() else []
+    again = {tuple(one[k] for k in keys): one["nu"] for one in map(json.loads, lines)}
+    wanted = {tuple(row[k] for k in keys): row for row in table if row.get("init.batch_noise")}
+    with file.open("a") as out:
+        for key in sorted(wanted.keys() - again.keys(), key=lambda k: hashlib.sha256(repr(k).encode()).hexdigest()):
+            again[key] = batch_noise(**dict(zip(keys, key, strict=True)))
+            out.write(json.dumps({**dict(zip(keys, key, strict=True)), "nu": short(again[key])}) + "\n")
+            out.flush()
+    new = []
+    for row in table:
+        nu = again.get(tuple(row[k] for k in keys))
+        new.append(row if nu is None else {**row, "init.batch_noise": nu, "axes.N": nu})
+    ratios = sorted(again[key] / float(row["init.batch_noise"]) for key, row in wanted.items() if key in again)
+    low, middle, high = (ratios[int(q * (len(ratios) - 1))] for q in (0.05, 0.5, 0.95))
+    found = [
+        f"{len(ratios)} networks: present estimate / that of the rows {middle:.2f}, "
+        f"{low:.2f} to {high:.2f} in nine of ten"
+    ]
+    judged = [(rejudge(a), rejudge(b)) for a, b in zip(table, new, strict=True) if "series.ms" in a]
+    for i, basis in enumerate(("from initialization", "with 20 steps")):
+        moved = Counter(f"{a[i]} -> {b[i]}" for a, b in judged if a[i] != b[i])
+        said = ", ".join(f"{move} {n}" for move, n in moved.most_common()) or "none"
+        found.append(f"labels {basis}, of {len(judged)}: {said}")
+    cards = [{part: scorecard(what, t, part=part) for part in ("held-out", "fresh")} for t in (table, new)]
+    for part in cards[0]:
+        for name in ("verdict", "verdict with steps", "batch noise", *PUBLISHED):
+            a, b = (card[part][name] for card in cards)
+            found.append(f"{part:9} {name:20} Spearman {a.spearman} -> {b.spearman}  AUROC {a.auroc} -> {b.auroc}")
+    return "\n".join(found)
+
+
+loaded = cache(datasets.load)
+
+#: The fitted scores, as the score card calls them.
+PUBLISHED = ("learned, probe only", "learned", "risk", "learned with steps", "risk with steps")
+
+
+def batch_noise(*, net: str, norm: str, depth: int, data: str, batch_size: int, seed: int) -> float:
+    """Nu as a trial measures it."""
+    samples = loaded(data)
+    source = net_of(net, depth)
+    built = sources.build(source, norm, in_shape=samples.in_shape, classes=samples.classes, seed=seed)
+    count = max(2, -(-32 // batch_size)) * batch_size
+    seen = probe.profile(
+        built.module, datasets.batch(samples, count, seed=seed), batch_size=batch_size, level="light",
+        batch_noise=True, seed=seed,
+    )  # fmt: skip
+    return seen.batch_noise if seen.batch_noise is not None else math.nan
+
+
 def main() -> None:
     """Command line."""
     commands: dict[str, Callable[[Path], str]] = {
@@ -326,6 +389,7 @@ def main() -> None:
         "misses": misses,
         "rerun": rerun,
         "fresh": fresh,
+        "noise": noise,
     }
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=commands)

@@ -1,6 +1,6 @@
 """Does the probe's batch noise, read from second looks, say what the definition says?
 
-    python papers/beyond-batchnorm/batch_noise.py        # writes results/batch-noise.md row by row; about 8 CPU minutes
+    python papers/beyond-batchnorm/batch_noise.py        # adds the rows that results/batch-noise.md has not; 12 CPU min
 
 The definition, nu = E_x Var_batch z(x) / Var_x E_batch z(x), is evaluated by brute force: batches are drawn from 1,024
 images with replacement until an image has been seen six times on average, and ``quantities.batch_noise_of`` parts the
@@ -53,23 +53,35 @@ def main() -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     x, y = layerscope.batch(IMAGES, POOL, seed=0)
-    ratios: list[float] = []
-    with args.out.open("w") as out:
-        out.write(HEAD.format(images=IMAGES, draws=DRAWS))
-        for net, norm, size, batches in ROWS:
-            model = layerscope.net(net, norm, in_shape=tuple(x.shape[1:]), classes=10, seed=0).train()
-            count = batches or max(1, 32 // size)
-            want = definition(model, x, size)
-            found = [estimate(model, x, y, size, count, seed) for seed in range(DRAWS)]
-            ratios.append(statistics.median(found) / want)
-            out.write(row(net, norm, size, count, want, found))
-            out.flush()
-            print(out.name, net, norm, size, count, f"{ratios[-1]:.2f}", flush=True)
-        low, *_, high = statistics.quantiles(ratios, n=20)
-        out.write(
-            f"\nRatio of the median estimate to the definition: {statistics.median(ratios):.2f} in the median row, "
-            f"{low:.2f} to {high:.2f} in nine rows of ten, {min(ratios):.2f} to {max(ratios):.2f} in all.\n"
-        )
+    head = HEAD.format(images=IMAGES, draws=DRAWS)
+    old = args.out.read_text().splitlines() if args.out.exists() else []
+    lines = {key(line): line for line in old if line.startswith("| ")}
+    table = {(net, norm, str(size), str(batches or max(1, 32 // size))): None for net, norm, size, batches in ROWS}
+    for name in table:
+        if name in lines:
+            continue
+        net, norm, size, count = name[0], name[1], int(name[2]), int(name[3])
+        model = layerscope.net(net, norm, in_shape=tuple(x.shape[1:]), classes=10, seed=0).train()
+        want = definition(model, x, size)
+        lines[name] = row(net, norm, size, count, want, [estimate(model, x, y, size, count, s) for s in range(DRAWS)])
+        print(lines[name], flush=True)
+        args.out.write_text(head + "\n".join(lines[n] for n in table if n in lines) + "\n")
+    found = [lines[name] for name in table]
+    ratios = [float(line.split("|")[7]) for line in found]
+    low, *_, high = statistics.quantiles(ratios, n=20)
+    same = [int(line.split("|")[9].split()[0]) for line in found]
+    last = (
+        f"\n{len(found)} rows. Ratio of the median estimate to the definition: {statistics.median(ratios):.2f} in the "
+        f"median row, {low:.2f} to {high:.2f} in nine rows of ten, {min(ratios):.2f} to {max(ratios):.2f} in all. "
+        f"Same level in {sum(same) / len(same) / DRAWS:.0%} of all draws.\n"
+    )
+    args.out.write_text(head + "\n".join(found) + "\n" + last)
+    print(last)
+
+
+def key(line: str) -> tuple[str, ...]:
+    """Network, norm, batch size and batches of a row of the table."""
+    return tuple(cell.strip() for cell in line.split("|")[1:5])
 
 
 def definition(model: nn.Module, x: Tensor, size: int) -> float:
@@ -112,7 +124,7 @@ def row(net: str, norm: str, size: int, batches: int, want: float, found: list[f
     low, middle, high = ordered[len(found) // 6], statistics.median(found), ordered[-1 - len(found) // 6]
     return (
         f"| {net} | {norm} | {size} | {batches} | {want:.3g} | {middle:.3g} [{low:.3g}, {high:.3g}] "
-        f"| {middle / want:.2f} | {level} | {same} of {len(found)} |\n"
+        f"| {middle / want:.2f} | {level} | {same} of {len(found)} |"
     )
 
 

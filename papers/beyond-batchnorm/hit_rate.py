@@ -342,7 +342,8 @@ def noise(rows: Path) -> str:
     for row in table:
         nu = again.get(tuple(row[k] for k in keys))
         new.append(row if nu is None else {**row, "init.batch_noise": nu, "axes.N": nu})
-    ratios = sorted(again[key] / float(row["init.batch_noise"]) for key, row in wanted.items() if key in again)
+    pairs = [(again[key], float(row["init.batch_noise"])) for key, row in wanted.items()]
+    ratios = sorted(new / old for new, old in pairs if math.isfinite(new) and math.isfinite(old))
     low, middle, high = (ratios[int(q * (len(ratios) - 1))] for q in (0.05, 0.5, 0.95))
     found = [
         f"{len(ratios)} networks: present estimate / that of the rows {middle:.2f}, "

@@ -121,11 +121,11 @@ def test_batch_norm_of_gaussian_data(size: int, batches: int) -> None:
 
 
 def contiguous(size: int) -> nn.Module:
-    class Ghosts(nn.Module):
+    class Parts(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return torch.cat([(part - part.mean(0)) / part.std(0) for part in x.split(size)])
 
-    return Ghosts()
+    return Parts()
 
 
 @pytest.mark.parametrize("ghosts", [lambda: norm("ghost:size=8", channels=2000), lambda: contiguous(8)])
@@ -135,6 +135,13 @@ def test_ghost_batches_have_the_noise_of_their_size(ghosts: Callable[[], nn.Modu
     model = nn.Sequential(ghosts(), nn.Linear(2000, 2))
     found = profile(model, x, batch_size=32, batch_noise=True, level="light", seed=0).batch_noise
     assert found == pytest.approx(exact(8), rel=0.1)
+
+
+def test_ghost_batches_in_a_single_batch() -> None:
+    x = torch.randn(32, 2000, generator=torch.Generator().manual_seed(3))
+    model = nn.Sequential(norm("ghost:size=8", channels=2000), nn.Linear(2000, 2))
+    found = profile(model, x, batch_noise=True, level="light", seed=0).batch_noise
+    assert found == pytest.approx(exact(8), rel=0.15)
 
 
 class OneSize(nn.Module):

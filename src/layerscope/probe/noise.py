@@ -102,6 +102,11 @@ def _alike(first: Tensor, again: Tensor, sample: Tensor, dtype: torch.dtype) -> 
     return bool(difference <= max(rounding * total_variance(first), rounding**2 * size))
 
 
+def has_places(network: Network) -> bool:
+    """Whether what a sample sees of its batch depends on its place there, as in ghost batches."""
+    return any("ghost" in type(module).__name__.lower() for _, module in network.modules)
+
+
 def quiet_dropout(network: Network) -> None:
     """Switch random masks off, so that only the batch can change a readout. Undone by :func:`unchanged`."""
     for _, module in network.modules:

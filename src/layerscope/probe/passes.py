@@ -19,7 +19,7 @@ from layerscope.probe.finalise import Site, finalise
 from layerscope.probe.functional import FunctionalOps
 from layerscope.probe.inputs import Batch, integers
 from layerscope.probe.network import Network
-from layerscope.probe.noise import measure_batch_noise, quiet_dropout, thinned
+from layerscope.probe.noise import has_places, measure_batch_noise, quiet_dropout, thinned
 from layerscope.probe.outputs import Loss, Select, loss_of, pick
 from layerscope.probe.points import Point
 from layerscope.probe.readout import Head, Readout
@@ -206,7 +206,7 @@ class Passes:
                     first = torch.stack([read(index) for index in batches])
                 else:
                     first = torch.stack([_rows(chunk.seen) for chunk in chunks])
-                return self._noise(read, first, seed or 0, whole=same.moved())
+                return self._noise(read, first, seed or 0, whole=same.moved() or has_places(self.network))
             except ProbeError as error:
                 self.notes.append(str(error))
                 return None

@@ -112,3 +112,22 @@ def test_a_line_that_is_too_long_is_cut() -> None:
     out = Lines()
     out.add(Piece("x" * 70, "bold"), "y" * 70)
     assert str(out) == "x" * 70 + "y" * 10
+
+
+def test_a_score_against_the_labels_is_said_once() -> None:
+    def scored(*scores: float) -> str:
+        given = comparison()
+        choices = [
+            replace(c, verdict=replace(c.verdict, score=s)) for c, s in zip(given.ranking(), scores, strict=False)
+        ]
+        return report.to_text(replace(given, choices=tuple(choices)))
+
+    last = comparison().ranking()[-1]
+    worst = [0.76, *(0.5 for _ in comparison().choices[2:]), 0.78]
+    text = scored(*worst)
+    is_plain(text)
+    flat = " ".join(text.split())
+    assert f"disagree, as on {last.norm} ({last.verdict.label}, 0.78) and" in flat
+    assert flat.count("disagree, as on") == 1
+    assert "disagree" not in scored(*(0.9 - 0.01 * i for i in range(len(worst))))
+    assert "disagree" not in scored(*(0.5 for _ in worst))

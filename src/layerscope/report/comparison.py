@@ -42,6 +42,7 @@ def fragment(result: Comparison) -> Html:
             el("p", facts(result), class_="ls-facts"),
             verdict_rows(choices, pictures),
             # a single row says it itself
+            el("p", contradiction(choices), class_="ls-facts") if contradiction(choices) else "",
             el("p", track_records(choices), class_="ls-facts") if len(choices) > 1 else "",
             *(figures or [el("p", "No layer was measured, so there is nothing to draw.", class_="ls-facts")]),
             micro_figure(choices),
@@ -50,6 +51,25 @@ def fragment(result: Comparison) -> Html:
             explain.what_it_cannot_tell(),
             explain.repeat(result.command, result.versions),
         ]
+    )
+
+
+def contradiction(choices: Sequence[Choice]) -> str:
+    """What to make of it where a choice with a worse label has the higher learned score; empty where none has."""
+    judged = [c for c in choices if c.verdict.score is not None and c.verdict.label != "unknown"]
+    pairs = [
+        (round(worse.verdict.score or 0.0, 2) - round(better.verdict.score or 0.0, 2), better, worse)
+        for better in judged
+        for worse in judged
+        if LABELS.index(worse.verdict.label) > LABELS.index(better.verdict.label)
+    ]
+    gap, better, worse = max(pairs, key=lambda p: p[0], default=(0.0, None, None))
+    if better is None or worse is None or gap <= 0:
+        return ""
+    said = [f"{c.norm} ({c.verdict.label}, {c.verdict.score:.2f})" for c in (worse, better)]
+    return (
+        f"Label and learned score disagree, as on {said[0]} and {said[1]}: the label names something measured here, "
+        "the score is a fit to small networks that were trained; a few real steps (--micro-steps) of both decide."
     )
 
 

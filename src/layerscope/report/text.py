@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from layerscope.probe.records import LayerRecord, Profile
 from layerscope.report import numbers
-from layerscope.report.comparison import track_records
+from layerscope.report.comparison import contradiction, track_records
 from layerscope.report.looks import LABEL_LOOKS, LEVEL_LOOKS
 from layerscope.report.measures import AXIS_TITLES, axis_number
 from layerscope.report.micro import micro_sentence, trained
@@ -55,6 +55,8 @@ def comparison_text(result: Comparison) -> Lines:
     if len(scored) > 1:
         listed = ", ".join(scored)
         out.paragraph(f"Learned score, 0 to 1: {listed}. It orders choices that share a verdict.", style="dim")
+    if disagree := contradiction(choices):
+        out.paragraph(disagree, style="dim")
     if records := track_records(choices):
         out.paragraph(records, style="dim")
     done = f"Trained on copies: {trained(micro)}" if micro else "Nothing was trained"

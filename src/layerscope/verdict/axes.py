@@ -23,6 +23,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from statistics import median
 
+from layerscope.probe.plans import FIRST_SAMPLES
 from layerscope.probe.records import LayerRecord, Profile
 from layerscope.quantities import gradient, growth
 from layerscope.verdict.decision import (
@@ -42,8 +43,14 @@ def forward_axis(profiles: Sequence[Profile], limits: Thresholds) -> Axis:
     broken = _first(profiles, lambda p: next((r for r in p.records if r.nonfinite_share > 0), None))
     if broken:
         return Axis("F", "bad", math.inf, None, f"activations are not finite from {broken.name} on", broken.name)
-    if any(p.loss is not None and not math.isfinite(p.loss) for p in profiles):
-        return Axis("F", "bad", math.inf, None, "the loss is not finite", None)
+    if lost := next((p for p in profiles if p.loss is not None and not math.isfinite(p.loss)), None):
+        text = "the loss is not finite"
+        if lost.level != "deep" and lost.batch_size > FIRST_SAMPLES:
+            text += (
+                f", though all outputs are for the first {FIRST_SAMPLES} samples of a batch, which is what level "
+                f"{lost.level!r} reads: level 'deep' reads the others too and names the layer"
+            )
+        return Axis("F", "bad", math.inf, None, text, None)
     trunks = [trunk(p) for p in profiles]
     series = [[r.ms for r in t.forward if r.ms is not None] for t in trunks]
     if min(map(len, series)) < 2:

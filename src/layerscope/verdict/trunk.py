@@ -78,8 +78,8 @@ def layer_outputs(profile: Profile) -> tuple[LayerRecord, ...]:
 def innermost(blocks: tuple[LayerRecord, ...]) -> tuple[LayerRecord, ...]:
     """Blocks that hold no other recorded block: a stage of blocks counts as its blocks, not once more as itself.
 
-    A block that holds one other and hands on something else stands for itself: the other is a sum inside its branch, such
-    as a lambda layer's of content and position, and not the stream.
+    A block that holds one other and hands on something else stands for itself: the other is a sum inside its branch,
+    such as a lambda layer's of content and position, and not the stream.
     """
     inside = {b.name: [o for o in blocks if o.name.startswith(b.name + ".")] for b in blocks}
     outer = {b.name for b in blocks if len(inside[b.name]) == 1 and not _same_output(b, inside[b.name][0])}

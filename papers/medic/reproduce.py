@@ -8,7 +8,8 @@
 One line of ``results/*.jsonl`` is one defence on one poisoned network; a row that is there is not run again, and a
 killed run loses only the rows in flight. Work is done in order of importance: the main table seed by seed, the network
 without poison under every trigger (the floor), low poisoning, less clean data, other networks, ablations. Poisoned
-networks are kept in a temporary folder while the run lasts. No setting is chosen by attack success.
+networks are kept in a temporary folder while the run lasts, or in ``--victims FOLDER`` so that the next run need not
+train them again. No setting is chosen by attack success.
 """
 
 from __future__ import annotations
@@ -184,10 +185,10 @@ class Worker:
         return row
 
     def _victim(self, net: str, attack: str, seed: int) -> tuple[nn.Module, Threat]:
-        path = self.temporary / f"{net}-{attack}-{seed}.pt"
+        path = (self.options.victims or self.temporary) / f"{net}-{attack}-{seed}-{self.victim.replace('/', '-')}.pt"
         if not path.exists():
             own = path.with_suffix(f".{os.getpid()}")
-            # an own temporary folder: nothing in it comes from elsewhere
+            # a folder of this study: nothing in it comes from elsewhere
             torch.save(poisoned(net, attack, seed, self.bed), own)
             own.replace(path)
         found: tuple[nn.Module, Threat] = torch.load(path, map_location=self.bed.train.x.device, weights_only=False)
@@ -229,6 +230,7 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--test-samples", type=int, default=10_000)
     parser.add_argument("--victim-epochs", type=int, default=8)
     parser.add_argument("--victim-batch", type=int, default=256)
+    parser.add_argument("--victims", type=Path, help="keep the poisoned networks in this folder, and use those there")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--deadline", type=float, default=float("inf"), help="start no row after this time (epoch s)")
     parser.add_argument("--dry-run", action="store_true", help="only say what would be run")
@@ -238,6 +240,8 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     options = parsed(argv)
     options.out.mkdir(parents=True, exist_ok=True)
+    if options.victims:
+        options.victims.mkdir(parents=True, exist_ok=True)
     if options.dry_run:
         print("\n".join(f"{u.title}: {len(u.names)} rows" for u in units(options)))
         return

@@ -25,7 +25,7 @@ BATCH = 64
 #: Epochs for 3,000 clean samples. With fewer samples there are more of them, so that the steps stay the same.
 EPOCHS, TUNING_EPOCHS, FULL = 30, 20, 3000
 WEIGHT = 3.0
-ANP_ITERATIONS = 1000
+ANP_ITERATIONS = 300
 
 
 def scaled(epochs: int, clean: Dataset) -> int:

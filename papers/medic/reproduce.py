@@ -15,6 +15,7 @@ train them again. No setting is chosen by attack success.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import multiprocessing
 import os
@@ -121,6 +122,8 @@ class Worker:
         )
         self.defences: dict[str, Defence] = main_table() | ablations()
         self.victim = f"{len(self.bed.train)}x{self.bed.epochs}/{self.bed.batch_size}"
+        #: the one defence that does not look at the poisoned network: trained once for all attacks
+        self.scratch: dict[tuple[str, int, int], tuple[nn.Module, medic.Report | None, float]] = {}
         self.out = options.out / f"rows-{number}.jsonl"
         self.device = torch.cuda.get_device_name() if device.startswith("cuda") else "CPU"
 
@@ -157,17 +160,15 @@ class Worker:
         }  # fmt: skip
 
     def _row(self, unit: Unit, name: str, model: nn.Module, threat: Threat) -> dict[str, Any]:
-        started, report, cleaned = time.perf_counter(), None, model
+        seconds, report, cleaned = 0.0, None, model
         if name.startswith("floor "):
             attack = name.removeprefix("floor ")
             threat = threat_of(attack, self.bed) or self._victim(unit.net, attack, unit.seed)[1]
         elif name != "before":
             try:
-                # the seed of a defence is not the one of the poisoned network
-                cleaned, report = self.defences[name](model, self.bed.clean(unit.clean), 1000 + unit.seed)
+                cleaned, report, seconds = self._cleaned(unit, name, model)
             except medic.MedicError as error:
                 return {"acc": None, "asr": None, "ra": None, "seconds": 0.0, "why": str(error)}
-        seconds = time.perf_counter() - started
         scores = medic.evaluate(
             cleaned, self.bed.test, threat.trigger, threat.target, sources=threat.sources, value_range=RANGE,
             batch_size=1000,
@@ -183,6 +184,19 @@ class Worker:
         if name != "before":
             row["relearn"] = relearned(cleaned, threat, self.bed, self.options.clean)
         return row
+
+    def _cleaned(self, unit: Unit, name: str, model: nn.Module) -> tuple[nn.Module, medic.Report | None, float]:
+        """What a defence returns, and its seconds."""
+        key = (unit.net, unit.seed, unit.clean)
+        if name == "scratch" and key in self.scratch:
+            return copy.deepcopy(self.scratch[key])
+        started = time.perf_counter()
+        # the seed of a defence is not the one of the poisoned network
+        cleaned, report = self.defences[name](model, self.bed.clean(unit.clean), 1000 + unit.seed)
+        found = cleaned, report, time.perf_counter() - started
+        if name == "scratch":
+            self.scratch[key] = copy.deepcopy(found)
+        return found
 
     def _victim(self, net: str, attack: str, seed: int) -> tuple[nn.Module, Threat]:
         path = (self.options.victims or self.temporary) / f"{net}-{attack}-{seed}-{self.victim.replace('/', '-')}.pt"
@@ -204,6 +218,8 @@ class Worker:
 
 def work(device: str, options: argparse.Namespace, temporary: str, number: int) -> None:
     torch.set_num_threads(1)
+    # what Adam keeps of gradients that died out, and the smallest weights of importance, slow a CPU down
+    torch.set_flush_denormal(True)
     if failed := Worker(device, options, Path(temporary), number).run():
         raise SystemExit(f"{failed} rows failed")
 

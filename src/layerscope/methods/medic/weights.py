@@ -52,7 +52,8 @@ def importance(z: Tensor, g: Tensor | None, sharpness: float, kind: Kind | Impor
     if callable(kind):
         return kind(z.detach(), None if g is None else g.detach(), sharpness).detach()
     log_p, log_q = criteria(z, g, sharpness, kind)
-    w = (0.5 * (log_p + log_q)).exp()
+    # numbers below the smallest normal one make exp twenty times slower on a CPU, and weigh nothing
+    w = (0.5 * (log_p + log_q)).clamp_min_(math.log(torch.finfo(log_p.dtype).tiny) + 1).exp_()
     return w.view(_by_memory(z).shape).permute(0, 3, 1, 2) if _channels_last(z) else w.view_as(z)
 
 

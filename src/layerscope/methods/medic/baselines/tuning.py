@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,9 +66,25 @@ class FineTune:
         )  # fmt: skip
 
 
+@contextmanager
+def running_statistics_kept(net: nn.Module) -> Iterator[None]:
+    """Batch norms go on using the batch, but what they have gathered for evaluation stays as it is."""
+    tracking = [m for m in net.modules() if getattr(m, "track_running_stats", False) and hasattr(m, "momentum")]
+    momenta = [m.momentum for m in tracking]
+    try:
+        for m in tracking:
+            m.momentum = 0.0  # type: ignore[assignment]  # a number on every class that tracks
+        yield
+    finally:
+        for m, momentum in zip(tracking, momenta, strict=True):
+            m.momentum = momentum
+
+
 @dataclass(frozen=True)
 class FTSAM:
     """Fine-tuning at the worst weights nearby: w + rho T^2 g / |T g| with T = |w| + 0.01, labels smoothed by 0.1.
+
+    Running statistics come from the pass at the weights themselves alone.
 
     Source: Zhu et al., "Enhancing Fine-Tuning Based Backdoor Defense with Sharpness-Aware Minimization", ICCV 2023;
     adaptive sharpness after Kwon et al. 2021, arXiv 2102.11600.
@@ -97,7 +114,8 @@ class FTSAM:
                 moves[:] = [self.rho / norm * (w.abs() + 0.01) * s for w, s in zip(weights, scaled, strict=True)]
                 for w, move in zip(weights, moves, strict=True):
                     w.add_(move)
-            return loss_of(batch)
+            with running_statistics_kept(net):
+                return loss_of(batch)
 
         class Back(training.Callback):
             def on_gradients(self, run: training.Run) -> None:

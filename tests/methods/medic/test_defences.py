@@ -73,6 +73,50 @@ def test_pruning_knows_the_norms_of_the_reference_nets(defence):
     assert any((m.weight == 0).any() for name, m in cleaned.named_modules() if name.endswith("norm2"))
 
 
+def bright(n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images whose brightness is their class."""
+    x, y = samples(n)
+    return x + y.view(-1, 1, 1, 1), y
+
+
+@pytest.mark.parametrize("defence", [baselines.CLP(), baselines.ANP(iterations=30, eps=0.9, lr=1.0)])
+def test_pruning_stops_before_it_costs_more_than_it_may(defence):
+    x, y = bright(60)
+    model = baselines.FineTune(lr=0.1, epochs=20)(tiny(), (x, y))
+
+    def accuracy(net: nn.Module) -> float:
+        with torch.no_grad():
+            return (net(x).argmax(1) == y).double().mean().item()
+
+    assert accuracy(model) > 0.9
+    cleaned = defence(model, (x, y))
+    assert accuracy(cleaned) >= accuracy(model) - defence.tolerance - 1e-9
+    hardest = replace(defence, tolerance=1.0)(model, (x, y))
+    gains = [torch.cat([net[1].weight, net[4].weight]) for net in (model, cleaned, hardest)]
+    off = [int((g == 0).sum()) for g in gains]
+    assert off[0] == 0 < off[2]
+    assert off[1] <= off[2]
+    assert off[1] == off[2] or accuracy(hardest) < accuracy(model) - defence.tolerance
+
+
+def test_the_channels_that_do_nothing_are_the_first_to_go():
+    x, y = bright(60)
+    model = baselines.FineTune(lr=0.1, epochs=20)(tiny(), (x, y))
+    with torch.no_grad():
+        model[3].weight[5] *= 1000  # stands out, and the classifier does not look
+        model[8].weight[:, 5] = 0
+    assert baselines.CLP()(model, (x, y))[4].weight[5] == 0
+
+
+def test_running_statistics_of_sam_are_those_of_the_weights_themselves():
+    still = {"lr": 0.0, "epochs": 2}
+    a = baselines.FTSAM(rho=5.0, **still)(tiny(), samples())
+    b = baselines.FineTune(**still)(tiny(), samples())
+    assert torch.equal(a[1].running_mean, b[1].running_mean)
+    assert torch.equal(a[4].running_var, b[4].running_var)
+    assert a[4].momentum == tiny()[4].momentum
+
+
 def test_fst_keeps_the_norm_of_the_classifier():
     cleaned = baselines.FST(epochs=2)(tiny(), samples())
     assert cleaned[8].weight.norm().item() == pytest.approx(tiny()[8].weight.norm().item(), rel=1e-5)

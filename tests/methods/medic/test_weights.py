@@ -24,6 +24,14 @@ def test_hand_case():
     assert torch.allclose(w, torch.tensor([[1 / 3, 2 / 3]]), atol=1e-7)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_no_weight_is_subnormal(dtype):
+    z = torch.tensor([[0.0, 50.0, 100.0, 400.0]], dtype=dtype)
+    w = importance(z, torch.zeros_like(z), 5.0)
+    assert w[0, 3].item() == pytest.approx(0.5)
+    assert (w >= torch.finfo(dtype).tiny).all()
+
+
 @given(st.integers(0, 10_000), st.floats(0, 20), st.floats(-50, 50))
 @settings(deadline=None, max_examples=30)
 def test_total_is_at_most_one_and_constants_change_nothing(seed, tau, shift):

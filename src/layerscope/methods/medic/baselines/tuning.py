@@ -101,7 +101,7 @@ class FTSAM:
         """The tuned copy."""
         net = trainable(model)
         weights = list(net.parameters())
-        moves: list[Tensor] = []
+        home: list[Tensor] = []
 
         def loss_of(batch: Any) -> Tensor:
             return F.cross_entropy(pick(net(batch[0]), None), batch[1], label_smoothing=self.smoothing)
@@ -111,17 +111,17 @@ class FTSAM:
             with torch.no_grad():
                 scaled = [(w.abs() + 0.01) * g for w, g in zip(weights, slopes, strict=True)]
                 norm = torch.stack([s.norm() for s in scaled]).norm().clamp_min(1e-12)
-                moves[:] = [self.rho / norm * (w.abs() + 0.01) * s for w, s in zip(weights, scaled, strict=True)]
-                for w, move in zip(weights, moves, strict=True):
-                    w.add_(move)
+                home[:] = [w.clone() for w in weights]
+                for w, s in zip(weights, scaled, strict=True):
+                    w.add_(self.rho / norm * (w.abs() + 0.01) * s)
             with running_statistics_kept(net):
                 return loss_of(batch)
 
         class Back(training.Callback):
             def on_gradients(self, run: training.Run) -> None:
                 with torch.no_grad():
-                    for w, move in zip(weights, moves, strict=True):
-                        w.sub_(move)
+                    for w, before in zip(weights, home, strict=True):
+                        w.copy_(before)
 
         return tuned(
             net, clean, lr=self.lr, epochs=self.epochs, batch_size=self.batch_size, augment=self.augment, seed=seed,

@@ -16,6 +16,8 @@ _CAVEAT = (
     "A low attack success rate is evidence about the triggers tested, not a certificate. Read it against the floor, "
     "and test whether the backdoor is relearned."
 )
+#: Attack success this close to the floor's is the floor's: it differs by more between networks without poison.
+_CLOSE = 0.05
 _HEADER = ("defence", "ACC", "ASR", "RA", "seconds")
 _TAPS = ("tap", "kind", "D", "exp H(p)", "exp H(q)", "sum w", "dead", "loss, first", "last")
 
@@ -23,7 +25,7 @@ _TAPS = ("tap", "kind", "D", "exp H(p)", "exp H(q)", "sum w", "dead", "loss, fir
 def _percent(entry: Entry, what: str) -> str:
     low, high = entry.spread(what)
     mean = f"{100 * entry.mean(what):.1f}"
-    return mean if len(entry.scores) == 1 else f"{mean} [{100 * low:.1f}, {100 * high:.1f}]"
+    return mean if len(entry.scores) == 1 else f"{mean} [{100 * low:.1f}-{100 * high:.1f}]"
 
 
 def _rows(result: Table, trigger: str) -> list[list[str]]:
@@ -38,8 +40,34 @@ def _about(result: Table, trigger: str) -> str:
     scores = next(e for e in result.entries if e.trigger == trigger).scores[0]
     return (
         f"{result.model}, {result.clean_samples} clean samples, seeds {', '.join(map(str, result.seeds))}; in %, mean "
-        f"[least, most]; ACC over {scores.n_clean}, ASR and RA over {scores.n_triggered} images. Floor: {result.floor}."
+        f"[least-most]; ACC over {scores.n_clean}, ASR and RA over {scores.n_triggered} images. Floor: {result.floor}."
     )
+
+
+def _reading(result: Table, trigger: str) -> str:
+    """What the rows of a trigger say, in one or two sentences."""
+    own = {e.defence: e for e in result.entries if e.trigger == trigger}
+    before, floor = own.pop("before", None), own.pop("floor", None)
+    if before is None or floor is None:
+        return "Without the network as it came and a floor, attack success cannot be read."
+    enough = floor.mean("asr") + _CLOSE
+    if before.mean("asr") <= enough:
+        return (
+            f"This trigger does next to nothing to this network ({before.mean('asr'):.1%} against the floor's "
+            f"{floor.mean('asr'):.1%}): these rows show what a defence costs, not whether it removes anything."
+        )
+
+    at_first = before.mean("acc")
+    gone = sorted((e for e in own.values() if e.mean("asr") <= enough), key=lambda e: -e.mean("acc"))
+    kept = [e.defence for e in own.values() if e.mean("asr") > enough]
+    said = "Nothing here brings attack success down to the floor."
+    if gone:
+        said = (
+            "Down to the floor, within 5 points (points of accuracy lost): "
+            + ", ".join(f"{e.defence} ({100 * (at_first - e.mean('acc')):.1f})" for e in gone)
+            + "."
+        )
+    return said + (f" Not: {', '.join(kept)}." if kept and gone else "")
 
 
 def table_text(result: Table) -> Lines:
@@ -49,6 +77,7 @@ def table_text(result: Table) -> Lines:
         lines.add(f"{trigger}")
         lines.paragraph(_about(result, trigger))
         lines.table(_HEADER, _rows(result, trigger))
+        lines.paragraph(_reading(result, trigger))
         lines.paragraph("not beaten in both ACC and ASR: " + ", ".join(e.defence for e in result.front(trigger)))
         lines.add("")
     for note in (*result.notes, _CAVEAT):
@@ -67,9 +96,8 @@ def table_fragment(result: Table) -> Html:
         view = View("accuracy and attack success", "one point a defence; the line joins those that none beats", picture,
                     numbers)  # fmt: skip
         drawn = figure(f"{trigger}: what removal costs and leaves", [view], "Good: low and to the right.")
-        parts.append(
-            section(trigger, paragraph(_about(result, trigger)), table(_rows(result, trigger), _HEADER), drawn)
-        )
+        words = (paragraph(_about(result, trigger)), paragraph(_reading(result, trigger)))
+        parts.append(section(trigger, *words, table(_rows(result, trigger), _HEADER), drawn))
     parts.append(section("How to read it", *(paragraph(n) for n in (*result.notes, _CAVEAT))))
     return join(parts)
 

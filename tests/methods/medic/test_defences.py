@@ -181,14 +181,25 @@ def test_table_as_text_page_csv_and_json(table, tmp_path):
     json.dumps(table.to_dict())
 
 
-def test_front():
-    def entry(name: str, acc: float, asr: float) -> medic.Entry:
-        return medic.Entry(name, "t", (medic.Scores(acc, asr, 0.0, 1, 1),), 0.0)
+def judged(**scores: tuple[float, float]) -> medic.Table:
+    """A table of one trigger from (ACC, ASR) of every row."""
+    entries = (medic.Entry(n, "t", (medic.Scores(acc, asr, 0.0, 1, 1),), 0.0) for n, (acc, asr) in scores.items())
+    return medic.Table("m", 1, (0,), tuple(entries), "")
 
-    made = medic.Table(
-        "m", 1, (0,), (entry("before", 1, 0), entry("a", 0.9, 0.1), entry("b", 0.8, 0.2), entry("c", 0.8, 0)), ""
-    )
+
+def test_front():
+    made = judged(before=(1, 0), a=(0.9, 0.1), b=(0.8, 0.2), c=(0.8, 0))
     assert [e.defence for e in made.front("t")] == ["c", "a"]
+
+
+def test_the_table_says_in_words_what_was_removed(tmp_path):
+    made = judged(before=(0.92, 0.99), floor=(0.9, 0.02), a=(0.88, 0.06), b=(0.91, 0.5), c=(0.9, 0.01))
+    said = " ".join(str(made).split())
+    assert "Down to the floor, within 5 points (points of accuracy lost): c (2.0), a (4.0). Not: b." in said
+    assert "Nothing here brings" in str(judged(before=(0.92, 0.99), floor=(0.9, 0.02), a=(0.9, 0.9)))
+    idle = judged(before=(0.92, 0.03), floor=(0.9, 0.02), a=(0.9, 0.03))
+    assert "next to nothing" in str(idle)
+    assert "next to nothing" in idle.to_html(tmp_path / "idle.html").read_text()
 
 
 def test_report_as_text_and_page(tmp_path):

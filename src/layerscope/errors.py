@@ -42,6 +42,15 @@ class StudyError(LayerscopeError):
     """A study file or result store that cannot be read, written or run."""
 
 
+class BuildError(LayerscopeError):
+    """Compiled kernels that cannot be had here; everything still runs on plain PyTorch."""
+
+    def __init__(self, message: str, *, final: bool = False) -> None:
+        super().__init__(message)
+        self.final = final
+        """Whether another instruction set would fail alike."""
+
+
 class MissingExtraError(LayerscopeError):
     """An optional package that is needed here and is not installed."""
 

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from layerscope.methods.focus import build as building
+from layerscope.compiled import ISAS, best_isa, find_compiler
 from layerscope.methods.focus.backends import make_backend
+from layerscope.methods.focus.build import LIBRARY
 from layerscope.methods.focus.errors import BuildError, FocusError
-from layerscope.methods.focus.native import ISAS, best_isa, native
+from layerscope.methods.focus.native import native
 
 SCRIPT = """
 import warnings, torch
@@ -75,7 +76,7 @@ def test_a_compiler_that_fails_gives_one_notice(tmp_path: Path):
 
 def test_a_library_that_does_not_load_gives_one_notice(tmp_path: Path):
     for isa in ISAS:
-        place = tmp_path / "focus" / building._key(isa, building.find_compiler() or "", torch.__version__)
+        place = tmp_path / "focus" / LIBRARY.key(isa, find_compiler() or "", torch.__version__)
         place.mkdir(parents=True)
         (place / "focus.so").write_bytes(b"not a library")
     line, notice = run(LAYERSCOPE_CACHE=str(tmp_path))
@@ -85,22 +86,22 @@ def test_a_library_that_does_not_load_gives_one_notice(tmp_path: Path):
 
 def test_a_second_build_comes_from_the_cache_and_the_key_knows_its_inputs(monkeypatch: pytest.MonkeyPatch):
     try:
-        building.build(best_isa(), quiet=True)
+        LIBRARY.build(best_isa(), quiet=True)
     except BuildError as error:
         pytest.skip(str(error))
-    assert building.build(best_isa(), quiet=True).seconds == 0.0
-    key = building._key("avx2", "g++", "2.0")
-    assert key != building._key("plain", "g++", "2.0")
-    assert key != building._key("avx2", "g++", "2.1")
-    assert key != building._key("avx2", "clang++", "2.0")
+    assert LIBRARY.build(best_isa(), quiet=True).seconds == 0.0
+    key = LIBRARY.key("avx2", "g++", "2.0")
+    assert key != LIBRARY.key("plain", "g++", "2.0")
+    assert key != LIBRARY.key("avx2", "g++", "2.1")
+    assert key != LIBRARY.key("avx2", "clang++", "2.0")
 
 
 @pytest.mark.slow
 def test_a_first_build_takes_less_than_a_minute_and_reports_progress(tmp_path: Path, capfd, monkeypatch):
-    if building.find_compiler() is None:
+    if find_compiler() is None:
         pytest.skip("no compiler")
     monkeypatch.setenv("LAYERSCOPE_CACHE", str(tmp_path))
-    built = building.build(best_isa())
+    built = LIBRARY.build(best_isa())
     assert 0 < built.seconds < 60
     said = capfd.readouterr().err
     assert "compiling" in said
@@ -136,7 +137,7 @@ def test_an_unknown_backend_in_the_environment_is_refused(monkeypatch: pytest.Mo
 
 @pytest.mark.slow
 def test_flags_that_the_compiler_does_not_know_leave_the_next_instruction_set(tmp_path: Path, usual: str):
-    compiler = building.find_compiler()
+    compiler = find_compiler()
     if compiler is None or best_isa() == "plain":
         pytest.skip("no compiler, or only plain code here")
     old = tmp_path / "old-cxx"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from layerscope.errors import LayerscopeError
+from layerscope.errors import BuildError, LayerscopeError
+
+__all__ = ["BuildError", "FocusError", "FocusTypeError"]
 
 
 class FocusError(LayerscopeError, ValueError):
@@ -11,12 +13,3 @@ class FocusError(LayerscopeError, ValueError):
 
 class FocusTypeError(LayerscopeError, TypeError):
     """An argument of the wrong type; the message names it."""
-
-
-class BuildError(LayerscopeError):
-    """The compiled kernels cannot be had here; everything still runs on plain PyTorch."""
-
-    def __init__(self, message: str, *, final: bool = False) -> None:
-        super().__init__(message)
-        self.final = final
-        """Whether another instruction set would fail alike."""

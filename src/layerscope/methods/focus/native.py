@@ -8,16 +8,15 @@ from __future__ import annotations
 import ctypes
 import warnings
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from layerscope.methods.focus.build import build
-from layerscope.methods.focus.errors import BuildError
+from layerscope.compiled import ISAS, Isa, best
+from layerscope.errors import BuildError
+from layerscope.methods.focus.build import LIBRARY
 
-Isa = Literal["avx512", "avx2", "plain"]
-ISAS: tuple[Isa, ...] = ("avx512", "avx2", "plain")
 ACTIVATIONS = {"none": 0, "relu": 1, "relu6": 2, "silu": 3, "gelu": 4, "hardswish": 5}
 
 _P, _I = ctypes.c_void_p, ctypes.c_int64
@@ -125,7 +124,7 @@ class Native:
 @lru_cache(maxsize=4)
 def _load(isa: Isa) -> Native | BuildError:
     try:
-        return Native(ctypes.CDLL(str(build(isa).path)), isa)
+        return Native(ctypes.CDLL(str(LIBRARY.build(isa).path)), isa)
     except BuildError as error:
         return error
     except OSError as error:
@@ -146,25 +145,14 @@ def native(isa: str) -> Native:
     return found
 
 
-def best_isa() -> Isa:
-    """The widest instruction set that torch uses on this processor (``ATEN_CPU_CAPABILITY`` limits it)."""
-    known: dict[str, Isa] = {"AVX512": "avx512", "AVX2": "avx2"}
-    return known.get(torch.backends.cpu.get_cpu_capability(), "plain")
-
-
 @lru_cache(maxsize=1)
 def native_or_none() -> Native | None:
     """The best kernels that can be had, or None after one notice that says why not; results are the same, only slower.
 
     An instruction set that cannot be compiled here gives way to the next.
     """
-    first: BuildError | None = None
-    for isa in ISAS[ISAS.index(best_isa()) :]:
-        try:
-            return native(isa)
-        except BuildError as error:
-            first = first or error
-            if error.final:
-                break
-    warnings.warn(f"focused convolutions run on plain PyTorch: {first}", RuntimeWarning, stacklevel=3)
-    return None
+    found = best(native)
+    if isinstance(found, BuildError):
+        warnings.warn(f"focused convolutions run on plain PyTorch: {found}", RuntimeWarning, stacklevel=3)
+        return None
+    return found

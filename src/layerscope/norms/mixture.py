@@ -140,7 +140,7 @@ class MixtureNorm(MixtureState):
     def _train(self, z: Tensor) -> Tensor:
         self._require_batch(z)
         mixture = to_dtype(self._mixture_of_this_pass(), z)
-        if _is_recorded() or self.grad_posterior:
+        if _is_watched(z) or self.grad_posterior:
             return self._train_readable(rows(z), floored(mixture, self.eps), z)
         x, reduce = rows(z), self._reduce()
         with torch.no_grad():
@@ -172,7 +172,7 @@ class MixtureNorm(MixtureState):
     def _evaluate(self, z: Tensor) -> Tensor:
         mixture, run = to_dtype(self.mixture, z), to_dtype(self.running, z)
         alpha = amplitude(run.weight, self.scale)
-        if self._evaluation_needs_autograd(z) or _is_recorded():
+        if self._evaluation_needs_autograd(z) or _is_watched(z):
             x, mixture = rows(z), floored(mixture, self.eps)
             tau = posteriors(x if self.grad_posterior else x.detach(), mixture, self.temperature)
             return self.scale_and_shift(unrows(transform(x, tau, run.mean, run.var, alpha, self.eps), z))
@@ -251,6 +251,16 @@ def _temperature(value: str | float, channels: int) -> float:
 def _is_recorded() -> bool:
     """Whether torch.compile, torch.export or torch.jit.trace writes down what is done: then plain operations."""
     return torch.compiler.is_compiling() or bool(torch._C._is_tracing())
+
+
+def _is_watched(x: Tensor) -> bool:
+    """Whether every operation has to be torch's own: recorded, transformed by torch.func, or seen by a mode."""
+    return (
+        _is_recorded()
+        or torch._C._functorch.is_functorch_wrapped_tensor(x)
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch.autograd.forward_ad._current_level >= 0
+    )
 
 
 def _all_reduce(x: Tensor) -> None:

@@ -1,4 +1,6 @@
-"""The mixture transform as fast as plain torch allows: two passes forward, two backward, in blocks that fit the cache.
+"""The mixture transform on a CPU: two passes forward, two backward, compiled or in blocks of torch operations.
+
+In float32 the compiled kernels of ``mixture_native`` make the passes, if they can be had. Else:
 
 Forward: (1) posteriors of a block and its weighted sums, (2) y = x * (tau A) + tau O. Backward likewise: (1) the sums
 tau^T g and tau^T (g x), (2) dx. A block's temporaries (x, x^2 and K-component tables) stay in the second-level cache,
@@ -24,6 +26,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from layerscope.norms import mixture_native as native
 from layerscope.norms.base import without_autocast
 from layerscope.norms.mixture_math import Mixture, Moments, log_posterior
 
@@ -201,8 +204,20 @@ def posterior_moments(
         reduce: sums over processes.
 
     Returns:
-        tau [B, K, S] with the padding of :func:`padded_rows`, and its moments.
+        tau [B, K, S], in the form of blocks with the padding of :func:`padded_rows`, and its moments.
     """
+    compiled = native.kernels(x, k)
+    tau, sums = compiled.collect(x, table, centre) if compiled else _collect(x, k, table, centre)
+    if reduce is not None:
+        reduce(sums)
+    mass = sums[:, -1]
+    part = sums[:, :-1] / mass.clamp_min(torch.finfo(sums.dtype).tiny).unsqueeze(1)
+    mean, square = torch.split(part, x.shape[1], 1)
+    return tau, Moments(mass, mean + centre, torch.addcmul(square, mean, mean, value=-1).clamp_min_(0))
+
+
+def _collect(x: Tensor, k: int, table: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
+    """Padded tau, and the sums (K, 2C + 1) of tau z, tau z^2 and tau."""
     b, c, s = x.shape
     blocks = Blocks(x, BLOCK)
     logits_of, room = Logits(blocks, k, centre, table), blocks.room(c)
@@ -217,12 +232,7 @@ def posterior_moments(
         torch.softmax(logits, 1, out=mine)
         first.append(torch.bmm(part, z.transpose(1, 2)))
         second.append(torch.bmm(part, z2.transpose(1, 2)))
-    sums = torch.cat([_total(first), _total(second), tau.sum((0, 2)).unsqueeze(1)], 1)[:k]
-    if reduce is not None:
-        reduce(sums)
-    mass = sums[:, -1]
-    mean, square = torch.split(sums[:, :-1] / mass.clamp_min(torch.finfo(sums.dtype).tiny).unsqueeze(1), c, 1)
-    return tau, Moments(mass, mean + centre, torch.addcmul(square, mean, mean, value=-1).clamp_min_(0))
+    return tau, torch.cat([_total(first), _total(second), tau.sum((0, 2)).unsqueeze(1)], 1)[:k]
 
 
 def _total(parts: list[Tensor]) -> Tensor:
@@ -250,21 +260,47 @@ def some_positions(x: Tensor, count: int, turn: int) -> Tensor:
     skip, groups = turn % 2 * (b % places), b // places
     view = x[skip : skip + groups * places, :, : places * apart].view(groups, places, -1, places, apart)
     view = view[..., start : start + width]
-    return torch.cat([view.diagonal(first, 1, 3), view.diagonal(first - places, 1, 3)], -1).movedim(-1, 1).flatten(0, 1)
+    strips = torch.cat([view.diagonal(first, 1, 3), view.diagonal(first - places, 1, 3)], -1)
+    return strips.movedim(-1, 1).contiguous().flatten(0, 1)
 
 
 def evaluate(
     x: Tensor, out: Tensor, mixture: Mixture, temperature: float, eps: float, scale: Tensor, offset: Tensor
 ) -> None:
     """Write x * (tau scale) + tau offset into ``out``, posteriors recomputed block by block; outside of autograd."""
+    if not x.numel():
+        return
     centre = mixture.weight @ mixture.mean
+    table = posterior_table(mixture, centre, eps).div_(temperature)
+    compiled = native.kernels(x, len(scale))
+    if compiled:
+        compiled.evaluate(x, out, table, centre, scale, offset)
+        return
     blocks = Blocks(x, EVALUATION_BLOCK)
-    logits_of = Logits(blocks, len(scale), centre, posterior_table(mixture, centre, eps) / temperature)
+    logits_of = Logits(blocks, len(scale), centre, table)
     spread = Spread(blocks, [scale, offset + centre * scale])
     for block, y in blocks.pieces(x, out):  # y holds x - centre until it holds the output
         logits, _ = logits_of(block, y)
         slope, constant = spread(torch.softmax(logits, 1, out=logits))
         torch.addcmul(constant, y, slope, out=y)
+
+
+def _compiled(x: Tensor, tau: Tensor, k: int) -> native.Kernels | None:
+    """The compiled kernels, if they made this tau."""
+    return native.kernels(x, k) if tau.shape[1] == k and tau.is_contiguous() else None
+
+
+def _collect_back(x: Tensor, grad: Tensor, tau: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums of tau g and tau g z, (K, C) each."""
+    around = centre.unsqueeze(1)
+    blocks = Blocks(x, BLOCK)
+    room = blocks.room(len(centre))
+    of_g, of_gz = [], []
+    for block, g, part in blocks.pieces(x, grad, tau):
+        gz = torch.sub(block, around, out=_fit(room, block)).mul_(g)
+        of_g.append(torch.bmm(part, g.transpose(1, 2)))
+        of_gz.append(torch.bmm(part, gz.transpose(1, 2)))
+    return _total(of_g), _total(of_gz)
 
 
 class MixtureTransform(torch.autograd.Function):
@@ -293,11 +329,16 @@ class MixtureTransform(torch.autograd.Function):
         scale = unscaled * weight
         y = torch.empty_like(x)
         source, target = rows(x), rows(y)
-        blocks = Blocks(source, BLOCK)
-        spread = Spread(blocks, [scale, torch.addcmul(bias, moments.mean, scale, value=-1)])
-        for block, part, result in blocks.pieces(source, tau[:, : len(scale)], target):
-            slope, constant = spread(part)
-            torch.addcmul(constant, block, slope, out=result)
+        offset = torch.addcmul(bias, moments.mean, scale, value=-1)
+        compiled = _compiled(source, tau, len(scale))
+        if compiled:
+            compiled.normalize(source, target, tau, scale, offset)
+        else:
+            blocks = Blocks(source, BLOCK)
+            spread = Spread(blocks, [scale, offset])
+            for block, part, result in blocks.pieces(source, tau[:, : len(scale)], target):
+                slope, constant = spread(part)
+                torch.addcmul(constant, block, slope, out=result)
         ctx.save_for_backward(x, tau, moments.mass, moments.mean, precision, unscaled, scale, centre)
         ctx.reduce = reduce
         return y
@@ -313,16 +354,13 @@ class MixtureTransform(torch.autograd.Function):
                 grad = torch.empty_like(x).copy_(grad)
             source, upstream = rows(x), rows(grad)
             k = len(mean)
+            compiled = _compiled(source, tau, k) if native.usable(upstream, k) else None
             # about the common centre: p - mean q would lose its digits for x far from zero
-            around = centre.unsqueeze(1)
-            blocks = Blocks(source, BLOCK)
-            room = blocks.room(len(centre))
-            of_g, of_gz = [], []
-            for block, g, part in blocks.pieces(source, upstream, tau):
-                gz = torch.sub(block, around, out=_fit(room, block)).mul_(g)
-                of_g.append(torch.bmm(part, g.transpose(1, 2)))
-                of_gz.append(torch.bmm(part, gz.transpose(1, 2)))
-            q, p = _total(of_g)[:k], _total(of_gz)[:k]
+            if compiled:
+                q, p, _ = torch.split(compiled.collect_back(source, upstream, centre, tau), [len(centre)] * 2 + [1], 1)
+            else:
+                q, p = _collect_back(source, upstream, tau, centre)
+            q, p = q[:k], p[:k]
             centred = torch.addcmul(p, mean - centre, q, value=-1)
             grad_weight, grad_bias = (unscaled * centred).sum(0), q.sum(0)
             if ctx.reduce is not None:
@@ -337,6 +375,10 @@ class MixtureTransform(torch.autograd.Function):
             constant = torch.addcmul((scale * q).div_(n), mean, slope, value=-1)
             dx = torch.empty_like(x)
             target = rows(dx)
+            if compiled:
+                compiled.gradient(source, upstream, target, tau, slope, constant, scale)
+                return dx, grad_weight, grad_bias, None, None, None, None, None, None
+            blocks = Blocks(source, BLOCK)
             spread = Spread(blocks, [scale, constant, slope])
             for block, g, part, result in blocks.pieces(source, upstream, tau[:, :k], target):
                 mine, rest, along = spread(part)

@@ -237,7 +237,7 @@ def test_float32_posteriors_survive_an_offset(offset: float) -> None:
     exact, batch = posterior_moments(x, 3, posterior_table(m, centre, 0.0), centre)
     narrow = Mixture(*(t.float() for t in m))
     single, moments32 = posterior_moments(x.float(), 3, posterior_table(narrow, near, 0.0), near)
-    torch.testing.assert_close(single.double(), exact, rtol=0, atol=2e-4)
+    torch.testing.assert_close(single[:, :3].double(), exact[:, :3], rtol=0, atol=2e-4)
     torch.testing.assert_close(moments32.var.double(), batch.var, rtol=2e-3, atol=1e-5)
 
 

@@ -72,44 +72,36 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return seen
 
 
-def check(got: list[Tensor], single: list[Tensor], exact: list[Tensor]) -> None:
-    """A component of few positions loses digits of its variance in float32, whoever sums: so much is allowed."""
-    for a, other, want in zip(got, single, exact, strict=True):
-        assert (a - want).abs().max() <= 4 * (other - want).abs().max() + 2e-6 * want.abs().max()
+def check(got: list[Tensor], exact: list[Tensor]) -> None:
+    for a, want in zip(got, exact, strict=True):
+        torch.testing.assert_close(a.double(), want, rtol=1e-4, atol=2e-5 * float(want.abs().max()))
 
 
 @pytest.mark.parametrize("k", [3, 5])
 @pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.parametrize("last", [False, True])
-def test_a_step_equals_float64(
-    name: str, last: bool, k: int, calls: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_step_equals_float64(name: str, last: bool, k: int, calls: list[str]) -> None:
     shape = SHAPES[name]
     if last and len(shape) != 4:
         pytest.skip("no layout of its own")
     x, upstream = data(shape, last=last), data(shape, 1, last=last)
-    layer = MixtureNorm(shape[-1 if len(shape) == 3 else 1], k)
+    # eps, because the variance of a component of few positions has no digits in float32, whoever sums
+    layer = MixtureNorm(shape[-1 if len(shape) == 3 else 1], k, eps=0.1)
     layer(x)
     with torch.no_grad():
-        layer.weight.uniform_(0.5, 2)
-        layer.bias.uniform_(-1, 1)
-    exact, blocks = copy.deepcopy(layer).double(), copy.deepcopy(layer)
+        layer.weight.copy_(torch.linspace(0.5, 2, layer.channels))
+        layer.bias.copy_(torch.linspace(1, -1, layer.channels))
+    exact = copy.deepcopy(layer).double()
     calls.clear()
     got = train(layer, x, upstream)
     assert calls == ["collect", "collect", "normalize", "collect_back", "gradient"][layer.temperature == 1 :]
-    with monkeypatch.context() as m:
-        m.setenv("LAYERSCOPE_NATIVE", "0")
-        single = train(blocks, x, upstream)
-    check(got, single, train(exact, x.double(), upstream.double()))
+    check(got, train(exact, x.double(), upstream.double()))
     assert got[0].stride() == x.stride()
     calls.clear()
-    for other in (exact, blocks):
-        other.load_state_dict(layer.state_dict())
+    exact.load_state_dict(layer.state_dict())
     with torch.no_grad():
-        y, wide = layer.eval()(x), exact.eval()(x.double())
-        with monkeypatch.context() as m:
-            m.setenv("LAYERSCOPE_NATIVE", "0")
-            check([y], [blocks.eval()(x)], [wide])
+        y = layer.eval()(x)
+        check([y], [exact.eval()(x.double())])
     assert calls == ["evaluate"]
     assert y.stride() == x.stride()
 
@@ -270,12 +262,11 @@ class Counter(TorchDispatchMode):
 SCRIPT = """
 import torch
 from layerscope.norms import MixtureNorm
-layer = MixtureNorm(4, 3)
 g = torch.Generator().manual_seed(0)
-for k in (3, 2):
-    other = MixtureNorm(4, k)
+for k in (3, 5):
+    layer = MixtureNorm(4, k)
     for _ in range(2):
-        y = other(torch.randn(6, 4, 5, 5, generator=g))
+        y = layer(torch.randn(6, 4, 5, 5, generator=g))
     print(float(y.square().double().sum()))
 """
 
@@ -287,9 +278,13 @@ def run(**environment: str) -> tuple[list[float], str]:
     return [float(line) for line in done.stdout.splitlines()], done.stderr
 
 
+@pytest.fixture(scope="module")
+def usual() -> list[float]:
+    return run()[0]
+
+
 @pytest.mark.parametrize("why", ["no compiler", "no cache", "no build"])
-def test_without_them_there_is_one_notice_and_the_same_result(why: str, tmp_path: Path) -> None:
-    usual, _ = run()
+def test_without_them_there_is_one_notice_and_the_same_result(why: str, tmp_path: Path, usual: list[float]) -> None:
     blocked, broken = tmp_path / "file", tmp_path / "cxx"
     blocked.write_text("a file where a directory should be")
     broken.write_text("#!/bin/sh\necho 'no such flag' >&2\nexit 1\n")

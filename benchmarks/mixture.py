@@ -4,15 +4,18 @@
     python benchmarks/mixture.py --quick    # fewer repeats
     python benchmarks/mixture.py --gpu      # the same on a GPU: layers, CNN-5 at batch 256; about a minute
 
-Ratios of CPU time, interleaved, one thread: minimum and median over the repeats. Targets: a layer's train step at most
-3x batch norm's, evaluation at most 8x, a CNN-5 train step at most 1.25x with one layer replaced and 1.6x with all,
-memory kept for backward beyond batch norm's at most M (K + C) 4 bytes. On a GPU: a CNN-5 train step at most 2x.
+Ratios of CPU time on one thread, minimum and median over rounds. In every round all forms run once, in random order:
+what ran before leaves the caches and the allocator in its own state. "in blocks" is the layer without its compiled
+kernels, as it is where no C++ compiler is found. Targets: a layer's train step at most 3x batch norm's, evaluation at
+most 8x, a CNN-5 train step at most 1.25x with one layer replaced and 1.6x with all, memory kept for backward beyond
+batch norm's at most M (K + C) 4 bytes. On a GPU: a CNN-5 train step at most 2x.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -22,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from layerscope import norms
+from layerscope.norms import mixture_native
 
 SHAPES = [(64, 16, 28, 28), (64, 32, 14, 14), (64, 128, 8, 8)]
 
@@ -54,11 +58,24 @@ class LoopMixtureNorm(nn.Module):
         return y * self.weight.view(shape) + self.bias.view(shape)
 
 
+class InBlocks(norms.MixtureNorm):
+    """The layer without its compiled kernels: blocks of torch operations."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """With the kernels turned off. The backward pass follows by itself."""
+        os.environ["LAYERSCOPE_NATIVE"] = "0"
+        try:
+            return super().forward(x)
+        finally:
+            del os.environ["LAYERSCOPE_NATIVE"]
+
+
 FORMS: dict[str, Callable[[int], nn.Module]] = {
     "batch norm": nn.BatchNorm2d,
     "mixture, K=3": lambda c: norms.MixtureNorm(c, 3),
     "mixture, K=3, T=1": lambda c: norms.MixtureNorm(c, 3, temperature=1),
     "mixture, K=8": lambda c: norms.MixtureNorm(c, 8),
+    "mixture, K=3, in blocks": lambda c: InBlocks(c, 3),
     "mode norm, K=3": lambda c: norms.ModeNorm(c, 3),
     "loop over components": lambda c: LoopMixtureNorm(c, 3),
     "posteriors per channel": lambda c: norms.ChannelMixtureNorm(c, 3),
@@ -76,16 +93,16 @@ def cnn5(spec: Callable[[int], str]) -> nn.Sequential:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 10))
 
 
-def interleaved(jobs: dict[str, Callable[[], object]], repeats: int) -> dict[str, tuple[float, float]]:
-    """Minimum and median CPU milliseconds of every job, taken in turns."""
+def interleaved(jobs: dict[str, Callable[[], object]], rounds: int) -> dict[str, tuple[float, float]]:
+    """Minimum and median CPU milliseconds of every job: all in every round, in random order."""
     times: dict[str, list[float]] = {name: [] for name in jobs}
-    for job in jobs.values():
-        job()
-    for _ in range(repeats):
-        for name, job in jobs.items():
+    order = random.Random(0)
+    for turn in range(-3, rounds):  # the first ones warm up
+        for name in order.sample(list(jobs), len(jobs)):
             start = time.process_time()
-            job()
-            times[name].append(1e3 * (time.process_time() - start))
+            jobs[name]()
+            if turn >= 0:
+                times[name].append(1e3 * (time.process_time() - start))
     return {name: (min(t), statistics.median(t)) for name, t in times.items()}
 
 
@@ -118,7 +135,7 @@ def report(title: str, times: dict[str, tuple[float, float]], first: str) -> Non
     print(f"\n{title}   ({first}: {low:.2f} ms at best, {mid:.2f} ms median)")
     for name, (a, b) in times.items():
         if name != first:
-            print(f"  {name:<24} {a / low:6.2f}x best {b / mid:6.2f}x median")
+            print(f"  {name:<25} {a / low:6.2f}x best {b / mid:6.2f}x median")
 
 
 def gpu_milliseconds(jobs: dict[str, Callable[[], object]], repeats: int) -> dict[str, tuple[float, float]]:
@@ -211,11 +228,12 @@ def main() -> None:
         return
     torch.set_num_threads(1)
     print(f"torch {torch.__version__}, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
+    print(f"compiled kernels: {'yes' if mixture_native.kernels(torch.zeros(1, 1, 1), 3) else 'no'}")
     for shape in SHAPES:
         x, g = torch.randn(shape, requires_grad=True), torch.randn(shape)
         nets = {name: make(shape[1]) for name, make in FORMS.items()}
         jobs = {name: partial(step, net, x, g) for name, net in nets.items()}
-        report(f"{shape} train step", interleaved(jobs, 7 if quick else 25), "batch norm")
+        report(f"{shape} train step", interleaved(jobs, 15 if quick else 50), "batch norm")
         m, c = shape[0] * shape[2] * shape[3], shape[1]
         extra = saved_bytes(nets["mixture, K=3"], x) - saved_bytes(nets["batch norm"], x)
         print(f"  kept for backward beyond batch norm: {extra} bytes, target {4 * m * (3 + c)}")
@@ -223,7 +241,7 @@ def main() -> None:
         with torch.no_grad():
             evaluated = {name: net.eval() for name, net in nets.items() if name != "loop over components"}
             jobs = {name: partial(net, still) for name, net in evaluated.items()}
-            report(f"{shape} evaluation", interleaved(jobs, 10 if quick else 40), "batch norm")
+            report(f"{shape} evaluation", interleaved(jobs, 25 if quick else 80), "batch norm")
     x = torch.randn(32, 1, 28, 28)
     arms = {
         "all batch norm": lambda i: "batch",
@@ -232,7 +250,7 @@ def main() -> None:
     }
     trained = {name: cnn5(spec) for name, spec in arms.items()}
     jobs = {name: partial(step, net, x) for name, net in trained.items()}
-    report("CNN-5, batch 32 at 28x28, train step", interleaved(jobs, 3 if quick else 9), "all batch norm")
+    report("CNN-5, batch 32 at 28x28, train step", interleaved(jobs, 5 if quick else 15), "all batch norm")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Mixture Normalization against its controls, on data with one mode and with three.
 
     python papers/mixture-normalization/run.py            # every arm, both cases, three seeds: results/
+    python papers/mixture-normalization/run.py --case laws --seeds 5
     python papers/mixture-normalization/run.py --table    # the tables of the README from results/
 
 A trial that stands in results/ is not run again.
@@ -157,6 +158,8 @@ def tables(rows: list[dict[str, object]]) -> str:
 def _difference(mine: list[dict[str, object]], refs: list[dict[str, object]]) -> str:
     """Mean difference in points at the same seed, and its 95 % interval."""
     gains = [100 * (r["accuracy"] - b["accuracy"]) for r, b in zip(mine, refs, strict=True)]
+    if len(gains) < 2:
+        return f"{gains[0]:+.1f}"
     low, high = interval(gains)
     return f"{statistics.fmean(gains):+.1f} ({low:+.1f} to {high:+.1f})"
 

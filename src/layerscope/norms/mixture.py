@@ -55,6 +55,9 @@ class MixtureNorm(MixtureState):
     within tens of steps. Evaluation takes the posteriors of the same mixture and the running moments. Gradients go
     through the moments, not through the posteriors.
 
+    On a CPU in float32 the passes over the batch are compiled for the number of components when they are first needed,
+    in seconds, if there is a C++ compiler; else, or with ``LAYERSCOPE_NATIVE=0``, they are torch operations.
+
     Second derivatives need ``grad_posterior=True``. On a GPU with Triton, values that are not finite are reported by
     the backward pass (or else the next call), and from a CUDA graph by the next call outside of it.
 

@@ -78,12 +78,11 @@ def check(got: list[Tensor], exact: list[Tensor]) -> None:
 
 
 @pytest.mark.parametrize("k", [3, 5])
-@pytest.mark.parametrize("name", SHAPES)
-@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize(
+    ("name", "last"), [(n, False) for n in SHAPES] + [(n, True) for n, s in SHAPES.items() if len(s) == 4]
+)
 def test_a_step_equals_float64(name: str, last: bool, k: int, calls: list[str]) -> None:
     shape = SHAPES[name]
-    if last and len(shape) != 4:
-        pytest.skip("no layout of its own")
     x, upstream = data(shape, last=last), data(shape, 1, last=last)
     # eps, because the variance of a component of few positions has no digits in float32, whoever sums
     layer = MixtureNorm(shape[-1 if len(shape) == 3 else 1], k, eps=0.1)

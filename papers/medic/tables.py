@@ -87,6 +87,25 @@ def summary(rows: Rows, attacks: Sequence[str]) -> str:
     return markdown(header, lines)
 
 
+def paired(rows: Rows, attacks: Sequence[str]) -> str:
+    """Every other defence minus medic on the same poisoned networks, in points: what a mean over cells hides."""
+    own = {(row["attack"], row["seed"]): row for row, _, _ in rows.cells("medic", attacks)}
+    lines = []
+    for defence in rows.defences:
+        pairs = [
+            (row, own[key])
+            for row, _, _ in rows.cells(defence, attacks)
+            if (key := (row["attack"], row["seed"])) in own
+        ]
+        if defence == "medic" or not pairs:
+            continue
+        lines.append([
+            defence, str(len(pairs)), *(interval([a[k] - b[k] for a, b in pairs]) for k in ("acc", "asr")),
+            interval([mean(a["relearn"]) - mean(b["relearn"]) for a, b in pairs]),
+        ])  # fmt: skip
+    return markdown(("minus medic", "cells", "ACC", "ASR", "relearned"), lines)
+
+
 def grid(rows: Rows, attacks: Sequence[str], what: Callable[[Row], str]) -> str:
     """One number for every defence and attack, mean over seeds in ``what``."""
     lines = []
@@ -169,7 +188,10 @@ def main() -> None:
     table = Rows(rows, "resnet", options.clean, options.victim)
     less = Rows(rows, "resnet", round(0.4 * options.clean), options.victim)
     parts = [
-        ("Main table, all attacks that took", summary(table, ATTACKS) + "\n\n" + front(table, ATTACKS)),
+        (
+            "Main table, all attacks that took",
+            "\n\n".join((summary(table, ATTACKS), paired(table, ATTACKS), front(table, ATTACKS))),
+        ),
         ("Attacks seen while defaults were chosen", summary(table, SEEN)),
         ("Attacks kept apart", summary(table, UNSEEN) + "\n\n" + front(table, UNSEEN)),
         ("By attack", grid(table, ATTACKS, both)),

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,20 +65,6 @@ class FineTune:
         )  # fmt: skip
 
 
-@contextmanager
-def running_statistics_kept(net: nn.Module) -> Iterator[None]:
-    """Batch norms go on using the batch, but what they have gathered for evaluation stays as it is."""
-    tracking = [m for m in net.modules() if getattr(m, "track_running_stats", False) and hasattr(m, "momentum")]
-    momenta = [m.momentum for m in tracking]
-    try:
-        for m in tracking:
-            m.momentum = 0.0  # type: ignore[assignment]  # a number on every class that tracks
-        yield
-    finally:
-        for m, momentum in zip(tracking, momenta, strict=True):
-            m.momentum = momentum
-
-
 @dataclass(frozen=True)
 class FTSAM:
     """Fine-tuning at the worst weights nearby: w + rho T^2 g / |T g| with T = |w| + 0.01, labels smoothed by 0.1.
@@ -101,6 +86,7 @@ class FTSAM:
         """The tuned copy."""
         net = trainable(model)
         weights = list(net.parameters())
+        state = [*weights, *net.buffers()]
         home: list[Tensor] = []
 
         def loss_of(batch: Any) -> Tensor:
@@ -111,17 +97,16 @@ class FTSAM:
             with torch.no_grad():
                 scaled = [(w.abs() + 0.01) * g for w, g in zip(weights, slopes, strict=True)]
                 norm = torch.stack([s.norm() for s in scaled]).norm().clamp_min(1e-12)
-                home[:] = [w.clone() for w in weights]
+                home[:] = [t.clone() for t in state]
                 for w, s in zip(weights, scaled, strict=True):
                     w.add_(self.rho / norm * (w.abs() + 0.01) * s)
-            with running_statistics_kept(net):
-                return loss_of(batch)
+            return loss_of(batch)
 
         class Back(training.Callback):
             def on_gradients(self, run: training.Run) -> None:
                 with torch.no_grad():
-                    for w, before in zip(weights, home, strict=True):
-                        w.copy_(before)
+                    for t, before in zip(state, home, strict=True):
+                        t.copy_(before)
 
         return tuned(
             net, clean, lr=self.lr, epochs=self.epochs, batch_size=self.batch_size, augment=self.augment, seed=seed,

@@ -59,7 +59,7 @@ def other(defence: Any, model: nn.Module, clean: Dataset, seed: int) -> tuple[nn
 
 
 def main_table() -> dict[str, Defence]:
-    """Cloning, at its default taps and at all of them with the same total weight, and every baseline."""
+    """Cloning at its defaults, and every baseline."""
     settings: dict[str, Any] = {"augment": augment, "batch_size": BATCH}
     tuning = {**settings, "epochs": TUNING_EPOCHS}
     plain = {
@@ -78,7 +78,6 @@ def main_table() -> dict[str, Defence]:
     return {
         "medic": cloning,
         **{name: partial(other, plain.pop(name)) for name in ("distill", "scratch", "fst")},
-        "medic taps=conv+norm": partial(cloning, taps="conv+norm", clone_weight=1.0),
         **{name: partial(other, defence) for name, defence in plain.items()},
         "uniform clone": partial(cloning, importance="uniform", matched=True),
     }
@@ -122,18 +121,27 @@ def from_the_teachers_start(model: nn.Module, clean: Dataset, seed: int) -> Any:
 
 
 def ablations() -> dict[str, Defence]:
-    """One thing changed at a time; everything but ``weight`` and ``epochs`` at the default's total weight."""
+    """One thing changed at a time; everything but ``weight`` and ``epochs`` at the default's total weight.
+
+    The other two fresh networks with more steps too: what more steps do is not cloning's alone.
+    """
     changed: dict[str, Defence] = {}
+    longer: dict[str, Any] = {"augment": augment, "batch_size": BATCH, "epochs": 2 * EPOCHS}
     for weight in (0.3, 1.0, 10.0, 30.0):
         changed[f"medic weight={weight:g}"] = partial(cloning, clone_weight=weight)
     for epochs in (15, 60):
         changed[f"medic epochs={epochs}"] = partial(cloning, epochs=epochs)
+    changed["medic weight=1 epochs=60"] = partial(cloning, clone_weight=1.0, epochs=60)
+    changed["distill epochs=60"] = partial(other, baselines.Distill(**longer))
+    changed["scratch epochs=60"] = partial(other, baselines.Scratch(**longer))
     for sharpness in (1.0, 20.0):
         changed[f"medic sharpness={sharpness:g}"] = partial(cloning, sharpness=sharpness, matched=True)
     for kind in ("activation", "impact", "magnitude"):
         changed[f"medic importance={kind}"] = partial(cloning, importance=kind, matched=True)
     changed["medic impact on"] = partial(cloning, importance=scale_free, matched=True)
     changed["medic impact mean"] = partial(cloning, impact_reduction="mean")
+    # every tap at weight 1 has about the total of the late ones at 3
+    changed["medic taps=conv+norm"] = partial(cloning, taps="conv+norm", clone_weight=1.0)
     for taps in ("conv", "norm"):
         changed[f"medic taps={taps}"] = partial(cloning, taps=taps, matched=True)
     changed["medic taps by rank"] = partial(with_taps, by_rank)

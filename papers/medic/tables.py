@@ -1,34 +1,64 @@
-"""The tables of the MEDIC card, from ``results/*.jsonl``: python papers/medic/tables.py"""
+"""The tables of the MEDIC card, from ``results/*.jsonl``: python papers/medic/tables.py --write
+
+Without ``--write`` they are only printed; with it each is put into the card, between its marks.
+"""
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from bed import ATTACKS, SEEN, UNSEEN
-from reproduce import RESULTS, rows_in
+from bed import ATTACKS, NETS, SEEN, UNSEEN
+from defences import ablations, main_table
+from reproduce import CANDIDATES, RESULTS, rows_in
 
 Row = dict[str, Any]
+CARD = Path(__file__).parent / "README.md"
+MAIN, CHANGED = tuple(main_table()), tuple(ablations())
+#: The methods whose relearning is shown by attack.
+CURVES = ("floor", "medic", "distill", "uniform clone", "scratch", "fst", "fine-tune lr=0.1", "ft-sam", "clp")
 #: An attack took if it works this often before removal.
 TOOK = 0.8
 
 
 class Rows:
-    """Rows of one network, one number of clean samples and one way of training the poisoned networks."""
+    """Rows of one network and one number of clean samples, of some defences."""
 
-    def __init__(self, rows: Iterable[Row], net: str, clean: int, victim: str) -> None:
+    def __init__(self, rows: Iterable[Row], net: str, clean: int, victim: str, defences: Sequence[str]) -> None:
+        #: in the order of the tables
+        self.defences = defences
         self.of: dict[tuple[str, int, str], Row] = {}
         for row in rows:
             # before and floor do not depend on the clean samples
-            samples = clean if row["defence"] in ("before", "floor") else row["clean"]
-            if (row["net"], row["victim"], samples) == (net, victim, clean):
+            given = row["defence"] in ("before", "floor")
+            if (row["net"], row["victim"]) == (net, victim) and (
+                given or (row["defence"] in defences and row["clean"] == clean)
+            ):
                 self.of.setdefault((row["attack"], row["seed"], row["defence"]), row)
+
+    def at(self, cells: Collection[tuple[str, int]]) -> Rows:
+        """Those of some (attack, seed) only."""
+        made = Rows((), "", 0, "", self.defences)
+        made.of = {key: row for key, row in self.of.items() if key[:2] in cells}
+        return made
+
+    def ran(self, least: int) -> list[tuple[str, int]]:
+        """(attack, seed) at which at least so many defences ran."""
+        counts = Counter((a, s) for a, s, d in self.of if d in self.defences)
+        return [cell for cell, count in counts.items() if count >= least]
+
+    @property
+    def attacks(self) -> list[str]:
+        """Those with a row of a defence, in order."""
+        return [a for a in ATTACKS if any(a == b and d in self.defences for b, _, d in self.of)]
 
     def cells(self, defence: str, attacks: Sequence[str]) -> list[tuple[Row, Row, Row | None]]:
         """(row, the network before, the floor) of every attack that took, with every seed."""
@@ -38,12 +68,6 @@ class Rows:
             if name == defence and attack in attacks and row["acc"] is not None and before and before["asr"] >= TOOK:
                 found.append((row, before, self.of.get((attack, seed, "floor"))))
         return found
-
-    @property
-    def defences(self) -> list[str]:
-        """Names in the order of the rows, cloning first."""
-        names = dict.fromkeys(d for _, _, d in self.of if d not in ("before", "floor"))
-        return sorted(names, key=lambda d: (not d.startswith("medic"), d))
 
 
 def percent(values: Sequence[float], spread: bool = True) -> str:
@@ -100,10 +124,10 @@ def paired(rows: Rows, attacks: Sequence[str]) -> str:
         if defence == "medic" or not pairs:
             continue
         lines.append([
-            defence, str(len(pairs)), *(interval([a[k] - b[k] for a, b in pairs]) for k in ("acc", "asr")),
+            defence, str(len(pairs)), *(interval([a[k] - b[k] for a, b in pairs]) for k in ("acc", "held", "asr")),
             interval([mean(a["relearn"]) - mean(b["relearn"]) for a, b in pairs]),
         ])  # fmt: skip
-    return markdown(("minus medic", "cells", "ACC", "ASR", "relearned"), lines)
+    return markdown(("minus medic", "cells", "ACC", "ACC held back", "ASR", "relearned"), lines)
 
 
 def grid(rows: Rows, attacks: Sequence[str], what: Callable[[Row], str]) -> str:
@@ -151,7 +175,8 @@ def curves(rows: Rows, defences: Sequence[str], attacks: Sequence[str]) -> str:
                 r["relearn"] for (a, _, d), r in rows.of.items() if a == attack and d == defence and "relearn" in r
             ]
             cells.append(" ".join(f"{100 * mean(at):.0f}" for at in zip(*found, strict=True)) if found else "-")
-        lines.append([defence, *cells])
+        if any(cell != "-" for cell in cells):
+            lines.append([defence, *cells])
     return markdown(("ASR after epochs 1 to 5", *attacks), lines)
 
 
@@ -177,39 +202,66 @@ def front(rows: Rows, attacks: Sequence[str]) -> str:
     return "At least as good as medic on all three at once: " + (", ".join(better) or "none") + "."
 
 
+def parts(rows: Sequence[Row], clean: int, victim: str) -> dict[str, str]:
+    """Name of a place in the card -> its text."""
+
+    def of(net: str, samples: int, defences: Sequence[str]) -> Rows:
+        return Rows(rows, net, samples, victim, defences)
+
+    table = of("resnet", clean, MAIN)
+    less = of("resnet", round(0.4 * clean), MAIN)
+    less = less.at(less.ran(1))
+    changed = of("resnet", clean, CHANGED)
+    cells = changed.ran(len(CANDIDATES) + 1)
+    changed = of("resnet", clean, ("medic", "distill", "scratch", "uniform clone", *CHANGED)).at(cells)
+    made = {
+        "main": summary(table, ATTACKS),
+        "paired": paired(table, ATTACKS),
+        "unseen": f"{summary(table, UNSEEN)}\n\n{front(table, UNSEEN)}",
+        "by attack": grid(table, ATTACKS, both),
+        "relearning": curves(table, CURVES, ATTACKS),
+        "no poison": benign(table),
+        "low": summary(table, ("low",)),
+        "budget": grid(less, less.attacks, both),
+        "changed": grid(changed, changed.attacks, both),
+        "changed relearning": curves(changed, ("floor", *changed.defences), changed.attacks),
+        "candidates": paired(of("resnet", clean, ("medic", *CANDIDATES)), SEEN),
+    }
+    for net in NETS:
+        if net != "resnet":
+            other = of(net, clean, MAIN)
+            shown = (grid(other, other.attacks, both), curves(other, MAIN, other.attacks), benign(other))
+            made[net] = "\n\n".join(shown)
+    return made
+
+
+def written(card: str, made: dict[str, str]) -> str:
+    """The card with every table between its marks.
+
+    Raises:
+        ValueError: the card lacks a mark.
+    """
+    for name, text in made.items():
+        first, last = f"<!-- {name}: written by tables.py -->", f"<!-- end of {name} -->"
+        pattern = re.compile(f"{re.escape(first)}.*?{re.escape(last)}", re.DOTALL)
+        if not pattern.search(card):
+            raise ValueError(f"{CARD} has no place for {name!r}: add the lines  {first}  and  {last}")
+        card = pattern.sub(lambda _, text=text, first=first, last=last: f"{first}\n\n{text}\n\n{last}", card)
+    return card
+
+
 def main() -> None:
     """Print everything."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--victim", default="60000x8/256")
     parser.add_argument("--clean", type=int, default=3000)
+    parser.add_argument("--write", action="store_true", help="put the tables into the card too")
     options = parser.parse_args()
-    rows = list(rows_in(options.results).values())
-    table = Rows(rows, "resnet", options.clean, options.victim)
-    less = Rows(rows, "resnet", round(0.4 * options.clean), options.victim)
-    parts = [
-        (
-            "Main table, all attacks that took",
-            "\n\n".join((summary(table, ATTACKS), paired(table, ATTACKS), front(table, ATTACKS))),
-        ),
-        ("Attacks seen while defaults were chosen", summary(table, SEEN)),
-        ("Attacks kept apart", summary(table, UNSEEN) + "\n\n" + front(table, UNSEEN)),
-        ("By attack", grid(table, ATTACKS, both)),
-        (
-            "Relearning",
-            curves(table, ("floor", "medic", "medic taps=conv+norm", "distill", "scratch", "fst", "ft-sam"), ATTACKS),
-        ),
-        ("Network without poison", benign(table)),
-        ("Low poisoning, 0.5 %", summary(table, ("low",))),
-        ("2 % clean data", summary(less, ATTACKS)),
-    ]
-    for net in ("vgg", "groupnorm"):
-        other = Rows(rows, net, options.clean, options.victim)
-        parts.append((net, grid(other, ATTACKS, both) + "\n\n" + benign(other)))
-    ablated = [d for d in table.defences if d.startswith("medic")]
-    some = [a for a in ATTACKS if any((a, s, ablated[-1]) in table.of for s in range(9))] if ablated else []
-    parts.append(("Ablations", grid(table, some, both) + "\n\n" + curves(table, ("floor", *ablated), some)))
-    for title, text in parts:
+    made = parts(list(rows_in(options.results).values()), options.clean, options.victim)
+    if options.write:
+        CARD.write_text(written(CARD.read_text(), made))
+    for title, text in made.items():
         print(f"## {title}\n\n{text}\n")
 
 

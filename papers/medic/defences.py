@@ -23,7 +23,7 @@ Defence = Callable[[nn.Module, Dataset, int], tuple[nn.Module, medic.Report | No
 
 BATCH = 64
 #: Epochs for 3,000 clean samples. With fewer samples there are more of them, so that the steps stay the same.
-EPOCHS, TUNING_EPOCHS, FULL = 30, 20, 3000
+EPOCHS, TUNING_EPOCHS, FULL = 45, 20, 3000
 WEIGHT = 3.0
 ANP_ITERATIONS = 300
 
@@ -103,6 +103,12 @@ def by_rank(model: nn.Module, clean: Dataset) -> list[str]:
     return [tap.name for tap in sorted(taps, key=lambda tap: ranks[str(tap.act)])[: (len(taps) + 1) // 2]]
 
 
+def last_third(model: nn.Module, clean: Dataset) -> list[str]:
+    """The last third of all norms and convolutions: the default before this one."""
+    taps = suggest_taps(model, "conv+norm", clean.x[:2])
+    return [tap.name for tap in taps[-max(1, len(taps) // 3) :]]
+
+
 Chooser = Callable[[nn.Module, Dataset], Sequence[str]]
 
 
@@ -126,12 +132,11 @@ def ablations() -> dict[str, Defence]:
     The other two fresh networks with more steps too: what more steps do is not cloning's alone.
     """
     changed: dict[str, Defence] = {}
-    longer: dict[str, Any] = {"augment": augment, "batch_size": BATCH, "epochs": 2 * EPOCHS}
+    longer: dict[str, Any] = {"augment": augment, "batch_size": BATCH, "epochs": 60}
     for weight in (0.3, 1.0, 10.0, 30.0):
         changed[f"medic weight={weight:g}"] = partial(cloning, clone_weight=weight)
-    for epochs in (15, 60):
+    for epochs in (30, 60):
         changed[f"medic epochs={epochs}"] = partial(cloning, epochs=epochs)
-    changed["medic weight=1 epochs=60"] = partial(cloning, clone_weight=1.0, epochs=60)
     changed["distill epochs=60"] = partial(other, baselines.Distill(**longer))
     changed["scratch epochs=60"] = partial(other, baselines.Scratch(**longer))
     for sharpness in (1.0, 20.0):
@@ -140,10 +145,9 @@ def ablations() -> dict[str, Defence]:
         changed[f"medic importance={kind}"] = partial(cloning, importance=kind, matched=True)
     changed["medic impact on"] = partial(cloning, importance=scale_free, matched=True)
     changed["medic impact mean"] = partial(cloning, impact_reduction="mean")
-    # every tap at weight 1 has about the total of the late ones at 3
-    changed["medic taps=conv+norm"] = partial(cloning, taps="conv+norm", clone_weight=1.0)
-    for taps in ("conv", "norm"):
+    for taps in ("conv+norm", "conv", "norm"):
         changed[f"medic taps={taps}"] = partial(cloning, taps=taps, matched=True)
+    changed["medic last third"] = partial(with_taps, last_third)
     changed["medic taps by rank"] = partial(with_taps, by_rank)
     changed["medic no augmentation"] = partial(cloning, augment=None)
     changed["medic teacher's start"] = from_the_teachers_start

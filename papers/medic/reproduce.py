@@ -7,8 +7,7 @@
 
 One line of ``results/*.jsonl`` is one defence on one poisoned network; a row that is there is not run again, and a
 killed run loses only the rows in flight. Work is done in order of importance: the main table seed by seed, the network
-without poison under every trigger (the floor), low poisoning, less clean data, other networks, ablations, and on the
-attacks that a default may be chosen by, what might be a better one. Poisoned
+without poison under every trigger (the floor), low poisoning, less clean data, other networks, ablations. Poisoned
 networks are kept in a temporary folder while the run lasts, or in ``--victims FOLDER`` so that the next run need not
 train them again. No setting is chosen by attack success.
 """
@@ -32,7 +31,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
-from bed import ATTACKS, RANGE, SEEN, Bed, Threat, make_bed, poisoned, threat_of
+from bed import ATTACKS, RANGE, Bed, Threat, make_bed, poisoned, threat_of
 from defences import Defence, ablations, main_table
 from torch import nn
 
@@ -41,11 +40,9 @@ from layerscope.methods import medic
 from layerscope.methods.medic import attacks
 
 RESULTS = Path(__file__).parent / "results"
-STAGES = ("main", "floor", "low", "budget", "nets", "ablations", "default")
+STAGES = ("main", "floor", "low", "budget", "nets", "ablations")
 KEY = ("net", "attack", "seed", "clean", "defence", "victim")
 FEW = ("badnet", "blend", "composite")
-#: What might be a better default: tried on the attacks that a default may be chosen by.
-CANDIDATES = ("medic weight=1", "medic weight=1 epochs=60", "medic taps by rank")
 
 
 @dataclass(frozen=True)
@@ -89,9 +86,6 @@ def units(options: argparse.Namespace) -> list[Unit]:
             add("nets", net, attack, options.seeds[0], full, ("before", *table))
     for attack in FEW:
         add("ablations", "resnet", attack, one, full, changed)
-    for seed in options.seeds:
-        for attack in SEEN:
-            add("default", "resnet", attack, seed, full, CANDIDATES)
     made = [u for u in made if u.stage in options.stages and (not options.attacks or u.attack in options.attacks)]
     if options.defences:
         made = [replace(u, names=tuple(n for n in u.names if n in options.defences)) for u in made]

@@ -16,9 +16,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from bed import ATTACKS, NETS, SEEN, UNSEEN
+from bed import ATTACKS, NETS, UNSEEN
 from defences import ablations, main_table
-from reproduce import CANDIDATES, RESULTS, rows_in
+from reproduce import RESULTS, rows_in
 
 Row = dict[str, Any]
 CARD = Path(__file__).parent / "README.md"
@@ -212,7 +212,7 @@ def parts(rows: Sequence[Row], clean: int, victim: str) -> dict[str, str]:
     less = of("resnet", round(0.4 * clean), MAIN)
     less = less.at(less.ran(1))
     changed = of("resnet", clean, CHANGED)
-    cells = changed.ran(len(CANDIDATES) + 1)
+    cells = changed.ran(1)
     changed = of("resnet", clean, ("medic", "distill", "scratch", "uniform clone", *CHANGED)).at(cells)
     made = {
         "main": summary(table, ATTACKS),
@@ -225,7 +225,6 @@ def parts(rows: Sequence[Row], clean: int, victim: str) -> dict[str, str]:
         "budget": grid(less, less.attacks, both),
         "changed": grid(changed, changed.attacks, both),
         "changed relearning": curves(changed, ("floor", *changed.defences), changed.attacks),
-        "candidates": paired(of("resnet", clean, ("medic", *CANDIDATES)), SEEN),
     }
     for net in NETS:
         if net != "resnet":

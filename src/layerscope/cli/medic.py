@@ -27,7 +27,7 @@ def clone(
     data: str = "digits",
     samples: int | None = None,
     clone_weight: float = 3.0,
-    epochs: int = 30,
+    epochs: int = 45,
     batch_size: int = 64,
     lr: float = 1e-2,
     taps: Literal["late", "conv", "norm", "conv+norm", "all"] = "late",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -11,9 +10,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parameter import is_lazy
 
 from layerscope import inputs, nets, norms
+from layerscope.copying import duplicate, is_unfinished
 from layerscope.errors import SourceError, SpecError, SwapError, did_you_mean
 from layerscope.sources import factories, zoo
 from layerscope.sources.rng import seeded
@@ -119,32 +118,17 @@ def _module(source: nn.Module, spec: str | None, example: Any) -> Built:
     inner = getattr(source, "_orig_mod", None)  # what torch.compile wrapped
     source = inner if isinstance(inner, nn.Module) else source
     label = type(source).__name__
-    if _is_lazy(source):
+    if is_unfinished(source):
         raise SourceError(
             f"{label} has lazy layers that do not know their shapes yet: run one batch through it first, or pass a "
             "function that makes it"
         )
     if spec is None:
         return Built(source, label, AS_IS)
-    if any("forward" in vars(m) for m in source.modules() if not isinstance(m, torch.jit.ScriptModule)):
-        raise SourceError(
-            f"{label} has a forward that was replaced on the object, so that a copy would still run the original's: "
-            "pass a function that makes it"
-        )
-    try:
-        module = copy.deepcopy(source, _computed_attributes(source))
-    except Exception as error:
-        raise SourceError(
-            f"{label} cannot be copied ({type(error).__name__}: {error}), and surgery must not change yours: "
-            "pass a function that makes it instead"
-        ) from error
+    module = duplicate(
+        source, lambda what: SourceError(f"{what}, and surgery must not change yours: pass a function that makes it")
+    )
     return _swapped(module, label, spec, example, ["a copy, with the weights it had"])
-
-
-def _computed_attributes(module: nn.Module) -> dict[int, Any]:
-    """Copies of tensors that hooks compute before every forward (pruning, the older weight norm): torch copies none."""
-    own = (value for m in module.modules() for value in vars(m).values())
-    return {id(t): t.detach().clone() for t in own if isinstance(t, torch.Tensor) and not t.is_leaf}
 
 
 def _factory(
@@ -177,12 +161,8 @@ def _example(example: Any, shape: tuple[int, ...] | None) -> Any:
     return torch.randn(2, *shape) if example is None and shape is not None else example
 
 
-def _is_lazy(module: nn.Module) -> bool:
-    return any(is_lazy(t) for t in (*module.parameters(), *module.buffers()))
-
-
 def _swapped(module: nn.Module, label: str, spec: str | None, example: Any, notes: list[str]) -> Built:
-    if _is_lazy(module) and example is not None:
+    if is_unfinished(module) and example is not None:
         try:
             with torch.no_grad():
                 inputs.call(module.eval(), example)

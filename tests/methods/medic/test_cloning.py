@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 from torch.utils.data import DataLoader, TensorDataset
 
 from layerscope import training
@@ -240,10 +241,34 @@ def test_augmentation_is_seen_by_both_networks():
     assert counted == [8] * 6
 
 
-def test_half_precision_runs_in_float32_where_it_must():
-    model = teacher().to(torch.bfloat16)
-    report = medic.clone(model, samples(), lr=1e-3, **QUICK).report
-    assert all(loss > 0 for loss in report.clone_losses)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_network_in_half_precision_is_cloned_in_float32(dtype):
+    model = teacher().to(dtype)
+    made = medic.clone(model, samples(), **QUICK)
+    # every 16-bit number is a float32 number: the same as cloning the widened network
+    assert same(made.model, medic.clone(teacher().to(dtype).float(), samples(), **QUICK).model)
+    assert any("16-bit" in w for w in made.report.warnings)
+    assert {p.dtype for p in model.parameters()} == {dtype}
+
+
+def test_a_pruned_network_is_cloned_with_a_factory():
+    model = teacher()
+    prune.random_unstructured(model[0], "weight", 0.5)
+    model(samples()[0])  # from here on torch's own deep copy refuses it
+    with pytest.raises(MedicError, match=r"0 \(Conv2d\) owns parameters and leaves weight_orig as it was.*factory="):
+        medic.clone(model, samples(), **QUICK)
+    assert torch.isfinite(medic.clone(model, samples(), factory=lambda: teacher(5), **QUICK).model[0].weight).all()
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_what_is_no_network_is_said():
+    for model, message in (
+        (3, "the model is int; expected a torch.nn.Module"),
+        (torch.jit.trace(teacher().eval(), samples()[0]), "TorchScript: load its weights"),
+        (nn.Sequential(nn.LazyConv2d(4, 3)), "lazy layers that do not know their shapes"),
+    ):
+        with pytest.raises(MedicError, match=message):
+            medic.clone(model, samples(), **QUICK)
 
 
 def test_dropout_is_on_in_the_student_only():

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -127,12 +128,26 @@ class Twice(nn.Module):
         return self.fc(self.lstm(self.conv(self.conv(x)).mean((1, 2)))[0])
 
 
-def test_late_taps_are_the_last_third():
-    net = nets.build("resnet:blocks=1,width=4", "batch", in_shape=(1, 8, 8), classes=3, seed=0)
+def test_late_taps_are_the_last_half_of_the_activations_behind_norms():
     x, _ = samples()
-    every, late = (suggest_taps(net, kind, x) for kind in ("conv+norm", "late"))
-    assert late == every[-(len(every) // 3) :]
+
+    def late(net: nn.Module) -> list[str]:
+        return [tap.name for tap in suggest_taps(net, "late", x)]
+
+    net = nets.build("resnet:blocks=1,width=4", "batch", in_shape=(1, 8, 8), classes=3, seed=0)
+    seen = [tap.name for tap in suggest_taps(net, "norm", x) if tap.kind == "norm+act"]
+    assert late(net) == seen[len(seen) // 2 :]
     assert suggest_taps(tiny(), "late", x) == suggest_taps(tiny(), "conv+norm", x)[-1:]
+
+    def convs(*between: Callable[[], nn.Module]) -> nn.Sequential:
+        layers = [part for _ in range(4) for part in (nn.Conv2d(1, 1, 3, padding=1), *(make() for make in between))]
+        return nn.Sequential(*layers, nn.Flatten(), nn.Linear(64, 3))
+
+    assert late(convs(lambda: nn.BatchNorm2d(1), nn.Tanh)) == ["7", "10"]
+    assert late(convs(lambda: nn.BatchNorm2d(1))) == ["5", "7"]  # norms without a visible activation
+    assert late(convs()) == ["2", "3"]  # no norm
+    one = nn.Sequential(nn.Conv2d(1, 1, 3), nn.BatchNorm2d(1), nn.ReLU(), nn.Flatten(), nn.Linear(36, 3))
+    assert late(one) == ["1"]
 
 
 def test_bad_taps():

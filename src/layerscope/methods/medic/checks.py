@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from layerscope import training
+from layerscope.copying import duplicate
 from layerscope.data import Dataset, as_dataset
 from layerscope.methods.medic.errors import MedicError
 from layerscope.methods.medic.fresh import shared_past
@@ -40,9 +40,25 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def private_copy(model: nn.Module, device: torch.device | None = None) -> nn.Module:
-    """A copy to work with: evaluation mode, no gradients, on ``device``."""
-    own = copy.deepcopy(unwrapped(model)).eval().requires_grad_(False)
+    """A copy to work with: evaluation mode, no gradients, on ``device``, float32 where the model has fewer bits.
+
+    Raises:
+        MedicError: no torch network, or one that cannot be copied.
+    """
+    if not isinstance(model, nn.Module):
+        raise MedicError(f"the model is {type(model).__name__}; expected a torch.nn.Module")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise MedicError("the model is a compiled TorchScript: load its weights into the Python network it came from")
+    own = duplicate(unwrapped(model), MedicError).eval().requires_grad_(False)
+    if low_precision(own):
+        # Adam's second moments and most updates vanish in 16 bits
+        own = own.float()
     return own if device is None else own.to(device)
+
+
+def low_precision(model: nn.Module) -> bool:
+    """Whether any parameter has 16 bits or fewer."""
+    return any(p.is_floating_point() and p.element_size() < 4 for p in model.parameters())
 
 
 def as_clean(data: Any) -> Dataset:

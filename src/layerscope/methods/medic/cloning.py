@@ -1,8 +1,9 @@
 """Cloning: a fresh network learns the labels and, weighted by importance, the teacher's activations on clean images.
 
-Source: Xu et al., "MEDIC", CVPR 2023. The defaults differ from the released ones (``preset="official"``): late
-taps instead of all of them, clone weight 3 instead of 10 and 30 epochs instead of 60, because what brings a backdoor
-back is copied early features and clone weight times steps, and initial weights from a stream of their own.
+Source: Xu et al., "MEDIC", CVPR 2023. The defaults differ from the released ones (``preset="official"``): the later
+activations instead of every norm and convolution, clone weight 3 instead of 10 and 45 epochs instead of 60, because
+what brings a backdoor back is copied early or linear features and steps; and initial weights from a stream of their
+own.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ Reduction = Literal["sample", "mean"]
 #: (epochs done, student, numbers of the last step)
 OnEpoch = Callable[[int, nn.Module, Mapping[str, float]], None]
 
-_OURS: Mapping[str, Any] = {"clone_weight": 3.0, "epochs": 30, "impact_reduction": "sample", "taps": "late"}
+_OURS: Mapping[str, Any] = {"clone_weight": 3.0, "epochs": 45, "impact_reduction": "sample", "taps": "late"}
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "official": {"clone_weight": 10.0, "epochs": 60, "impact_reduction": "mean", "taps": "conv+norm"},
 }
@@ -58,7 +59,7 @@ def clone(
     impact_reduction: Reduction = "sample",
     clone_weight: float = 3.0,
     sharpness: float = 5.0,
-    epochs: int = 30,
+    epochs: int = 45,
     batch_size: int = 64,
     lr: float = 1e-2,
     weight_decay: float = 1e-4,
@@ -79,8 +80,9 @@ def clone(
         data: clean labelled samples: a Dataset, ``(x, y)``, a torch data set or a DataLoader. At least 5 % of the
             training set is recommended. A loader is read once: put random changes into ``augment``.
         factory: builds the fresh network; by default a re-initialized deep copy.
-        taps: ``late`` (the last third of ``conv+norm``), ``conv``, ``norm``, ``conv+norm`` (as released), ``all``,
-            module names, or a function of the model. Early layers see the trigger too, and copying them copies it.
+        taps: ``late`` (the later half of the activations that follow a norm; see :func:`suggest_taps`), ``conv``,
+            ``norm``, ``conv+norm`` (as released), ``all``, module names, or a function of the model. Early layers see
+            the trigger too, and a convolution's output holds what the activation after it hides.
         importance: ``signed``, ``magnitude``, ``activation``, ``impact``, ``uniform``, or a function (z, g, tau) -> w.
         impact_reduction: ``sample`` (each sample's own loss gradient) or ``mean`` (divided by the batch size, as
             released; the criterion is then nearly inert).
@@ -110,10 +112,15 @@ def clone(
     clone_weight, epochs, impact_reduction, taps = (chosen[k] for k in _OURS)
     checks.check_settings(clone_weight, sharpness, epochs, batch_size, impact_reduction)
     clean = checks.as_clean(data)
-    at = device_of(model, device)
-    teacher = checks.private_copy(model, at)
+    teacher = checks.private_copy(model)
+    at = device_of(teacher, device)
+    teacher = teacher.to(at)
     logits, warnings = checks.check_data(teacher, clean, batch_size)
-    student = (factory() if factory else fresh_like(checks.unwrapped(model), seed)).to(at)
+    student = (factory() if factory else fresh_like(teacher, seed)).to(at)
+    if checks.low_precision(student):
+        student = student.float()
+    if checks.low_precision(checks.unwrapped(model)):
+        warnings.append("the model has 16-bit weights; the clone was trained in float32 and is in float32")
     warnings += checks.check_past(student, teacher)
     monitor = [_Monitor(on_epoch)] if on_epoch else []
 

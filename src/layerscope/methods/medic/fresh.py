@@ -6,11 +6,10 @@ teacher, backdoor included. That is what happens when one script seeds both trai
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, nn
 
+from layerscope.copying import duplicate
 from layerscope.methods.medic.errors import MedicError
 from layerscope.training.seeds import derive
 
@@ -34,7 +33,7 @@ def fresh_like(model: nn.Module, seed: int) -> nn.Module:
     Raises:
         MedicError: a module that owns parameters and cannot be drawn anew; pass ``factory=`` instead.
     """
-    fresh = copy.deepcopy(model)
+    fresh = duplicate(model, MedicError)
     at = next((p.device for p in fresh.parameters()), torch.device("cpu"))
     fresh.to("cpu")
     with torch.random.fork_rng(devices=[]), torch.no_grad():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from layerscope.methods.medic.attacks.images import Range, put, range_of
 from layerscope.methods.medic.attacks.poison import Poisoned
 from layerscope.methods.medic.attacks.training import train_poisoned
 from layerscope.methods.medic.attacks.triggers import Trigger
+from layerscope.methods.medic.checks import private_copy
 from layerscope.methods.medic.errors import MedicError
 from layerscope.methods.medic.records import Scores
 
@@ -97,7 +97,7 @@ def relearn(
         batch_size: samples of one step.
         seed: of the data order.
     """
-    student = copy.deepcopy(model).requires_grad_(True)
+    student = private_copy(model).requires_grad_(True)
     found: list[Scores] = []
 
     class Score(training.Callback):

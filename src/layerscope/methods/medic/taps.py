@@ -77,8 +77,9 @@ def suggest_taps(model: nn.Module, kind: Taps, example: Tensor) -> list[Tap]:
 
     Args:
         model: the teacher; it is not changed.
-        kind: ``conv``, ``norm``, ``conv+norm`` (as released), ``late`` (the last third of those), ``all`` (dense layers
-            too; the logits never), module names, or a function of the model that returns them.
+        kind: ``conv``, ``norm``, ``conv+norm`` (as released), ``all`` (dense layers too; the logits never), ``late``,
+            module names, or a function of the model that returns them. ``late`` is the last half of the ``norm+act``
+            taps, so of what later layers read; of the norms or else the convolutions where there are not two of those.
         example: a batch to run through.
 
     Raises:
@@ -116,7 +117,18 @@ def find_taps(model: nn.Module, kind: Taps, example: Tensor) -> tuple[list[Tap],
     if not taps:
         raise MedicError(f"taps={kind!r} finds nothing in {type(model).__name__}: use taps='all' or name modules")
     taps.sort(key=lambda t: order.index(t.name))
-    return taps[-max(1, len(taps) // 3) :] if kind == "late" else taps, left_out
+    return _late(taps) if kind == "late" else taps, left_out
+
+
+def _late(taps: Sequence[Tap]) -> list[Tap]:
+    """The last half, rounded up, of the best kind that there are two of."""
+    for kinds in (("norm+act",), ("norm+act", "norm")):
+        found = [tap for tap in taps if tap.kind in kinds]
+        if len(found) > 1:
+            break
+    else:
+        found = list(taps)
+    return found[len(found) // 2 :]
 
 
 def _wanted(kind: Taps, model: nn.Module, points: dict[str, Point], calls: list[_Call]) -> list[str]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layerscope import training
-from layerscope.methods.medic.checks import as_clean, private_copy, unwrapped
+from layerscope.methods.medic.checks import as_clean, private_copy
 from layerscope.methods.medic.cloning import clone
 from layerscope.methods.medic.fresh import fresh_like
 from layerscope.methods.medic.weights import Kind
@@ -28,7 +28,7 @@ class Medic:
     """Importance-driven cloning at its defaults, as a defence to compare."""
 
     clone_weight: float = 3.0
-    epochs: int = 30
+    epochs: int = 45
     importance: Kind = "signed"
     batch_size: int = 64
     augment: str | Augment | None = None
@@ -50,8 +50,8 @@ class UniformClone:
     residual net; compare at equal ``effective_clone_weight``, not at equal lambda.
     """
 
-    clone_weight: float = 0.28
-    epochs: int = 30
+    clone_weight: float = 0.33
+    epochs: int = 45
     batch_size: int = 64
     augment: str | Augment | None = None
     factory: Factory | None = None
@@ -66,7 +66,7 @@ class UniformClone:
 class Scratch:
     """A fresh network trained on the clean data alone: cloning at clone weight 0."""
 
-    epochs: int = 30
+    epochs: int = 45
     batch_size: int = 64
     augment: str | Augment | None = None
     factory: Factory | None = None
@@ -85,7 +85,7 @@ class Distill:
     """
 
     temperature: float = 2.0
-    epochs: int = 30
+    epochs: int = 45
     lr: float = 1e-2
     batch_size: int = 64
     augment: str | Augment | None = None
@@ -94,7 +94,7 @@ class Distill:
     def __call__(self, model: nn.Module, clean: Any, seed: int = 0) -> nn.Module:
         """The new network."""
         data, teacher, t = as_clean(clean), private_copy(model), self.temperature
-        student = self.factory().to(home(teacher)[0]) if self.factory else fresh_like(unwrapped(model), seed)
+        student = self.factory().to(home(teacher)[0]) if self.factory else fresh_like(teacher, seed)
 
         def step(net: nn.Module, batch: Any) -> Tensor:
             x, y = batch

@@ -202,8 +202,8 @@ def front(rows: Rows, attacks: Sequence[str]) -> str:
     return "At least as good as medic on all three at once: " + (", ".join(better) or "none") + "."
 
 
-def parts(rows: Sequence[Row], clean: int, victim: str) -> dict[str, str]:
-    """Name of a place in the card -> its text."""
+def parts(rows: Sequence[Row], former: Sequence[Row], clean: int, victim: str) -> dict[str, str]:
+    """Name of a place in the card -> its text; ``former`` are the rows of the default before this one."""
 
     def of(net: str, samples: int, defences: Sequence[str]) -> Rows:
         return Rows(rows, net, samples, victim, defences)
@@ -226,6 +226,10 @@ def parts(rows: Sequence[Row], clean: int, victim: str) -> dict[str, str]:
         "changed": grid(changed, changed.attacks, both),
         "changed relearning": curves(changed, ("floor", *changed.defences), changed.attacks),
     }
+    before = Rows(former, "resnet", clean, victim, ("medic", "distill", "scratch"))
+    made["former"] = summary(before, ATTACKS)
+    tried = dict.fromkeys(row["defence"] for row in former if row["defence"].startswith("medic"))
+    made["former changed"] = paired(Rows(former, "resnet", clean, victim, list(tried)), ATTACKS)
     for net in NETS:
         if net != "resnet":
             other = of(net, clean, MAIN)
@@ -257,7 +261,8 @@ def main() -> None:
     parser.add_argument("--clean", type=int, default=3000)
     parser.add_argument("--write", action="store_true", help="put the tables into the card too")
     options = parser.parse_args()
-    made = parts(list(rows_in(options.results).values()), options.clean, options.victim)
+    rows, former = (list(rows_in(folder).values()) for folder in (options.results, options.results / "former"))
+    made = parts(rows, former, options.clean, options.victim)
     if options.write:
         CARD.write_text(written(CARD.read_text(), made))
     for title, text in made.items():

@@ -27,7 +27,7 @@ def clone(
     data: str = "digits",
     samples: int | None = None,
     clone_weight: float = 3.0,
-    epochs: int = 45,
+    epochs: int | None = None,
     batch_size: int = 64,
     lr: float = 1e-2,
     taps: Literal["late", "conv", "norm", "conv+norm", "all"] = "late",
@@ -48,7 +48,7 @@ def clone(
         data: The clean data set (its training split); see `layerscope data`.
         samples: Use only so many of them, drawn with the seed.
         clone_weight: How much the teacher's activations count beside the labels.
-        epochs: Passes over the clean data.
+        epochs: Passes over the clean data; by default as many as make about 2,000 steps.
         batch_size: Samples of one step.
         lr: Of Adam.
         taps: Which layers are compared.

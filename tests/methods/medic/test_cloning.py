@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from layerscope import training
 from layerscope.errors import LayerscopeError
 from layerscope.methods import medic
-from layerscope.methods.medic import MedicError, attacks, suggest_taps, tap_statistics
+from layerscope.methods.medic import MedicError, attacks, baselines, suggest_taps, tap_statistics
+from layerscope.methods.medic.cloning import default_epochs
 from layerscope.methods.medic.step import CloneStep, Teacher
 from layerscope.methods.medic.taps import tapped
 from methods.medic.medic_nets import same, samples, shapes, tiny
@@ -269,6 +270,20 @@ def test_what_is_no_network_is_said():
     ):
         with pytest.raises(MedicError, match=message):
             medic.clone(model, samples(), **QUICK)
+
+
+def test_epochs_follow_the_number_of_samples_unless_given(monkeypatch):
+    assert [default_epochs(n, 64) for n in (3000, 600, 50, 1_000_000)] == [45, 230, 2070, 10]
+    assert default_epochs(3000, 128) == 90
+    monkeypatch.setattr("layerscope.methods.medic.cloning.STEPS", 100)
+    x, y = samples()
+    steps = []
+    for network in (baselines.Scratch(batch_size=4), baselines.Distill(batch_size=4)):
+        seen = []
+        network = replace(network, augment=lambda x, generator, seen=seen: seen.append(1) or x)
+        network(tiny(), (x, y))
+        steps.append(len(seen))
+    assert steps == [round(100 / (len(x) // 4)) * (len(x) // 4)] * 2
 
 
 def test_dropout_is_on_in_the_student_only():

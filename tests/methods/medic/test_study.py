@@ -32,7 +32,7 @@ def test_summary_and_front_by_hand(tables):
         # an attack that did not take counts for nothing
         row("before", 0.90, 0.50, 1.0, "warp"), row("medic", 0.10, 1.00, 1.0, "warp"),
     ]  # fmt: skip
-    found = tables.Rows(rows, "resnet", 3000, "60000x8/256")
+    found = tables.Rows(rows, "resnet", 3000, "60000x8/256", ("medic", "better", "relearns"))
     assert "| medic | 1 | 1.0 | 3.0 | 2.0 | 2.0 | 50.0 | 1 |" in tables.summary(found, tables.ATTACKS)
     assert tables.front(found, tables.ATTACKS).endswith("at once: better.")
 
@@ -51,4 +51,19 @@ def test_what_would_be_run():
     script = [sys.executable, str(PAPER / "reproduce.py"), "--dry-run", "--stages", "main", "--seeds", "0"]
     said = subprocess.run(script, capture_output=True, text=True, check=True).stdout
     assert len(said.splitlines()) == 11
-    assert said.startswith("main-resnet-badnet-0-3000: 15 rows")
+    assert said.startswith("main-resnet-badnet-0-3000: 14 rows")
+
+
+def test_tables_go_between_their_marks_and_nowhere_else(tables):
+    card = "# A\n<!-- one: written by tables.py -->\nold\n<!-- end of one -->\nB\n"
+    new = "# A\n<!-- one: written by tables.py -->\n\n| 1 |\n\n<!-- end of one -->\nB\n"
+    assert tables.written(card, {"one": "| 1 |"}) == new
+    assert tables.written(new, {"one": "| 1 |"}) == new
+    with pytest.raises(ValueError, match="no place for 'two'"):
+        tables.written(card, {"two": ""})
+
+
+def test_the_card_shows_the_committed_rows(tables):
+    rows, former = (list(tables.rows_in(folder).values()) for folder in (tables.RESULTS, tables.RESULTS / "former"))
+    card = tables.CARD.read_text()
+    assert tables.written(card, tables.parts(rows, former, 3000, "60000x8/256")) == card

@@ -1,4 +1,7 @@
-"""Defences that train a fresh network: cloning, the same with uniform weights, logit distillation, and from scratch."""
+"""Defences that train a fresh network: cloning, the same with uniform weights, logit distillation, and from scratch.
+
+Their ``epochs`` are by default those of :func:`layerscope.methods.medic.clone`, equal for all of them.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from torch.nn import functional as F
 
 from layerscope import training
 from layerscope.methods.medic.checks import as_clean, private_copy
-from layerscope.methods.medic.cloning import clone
+from layerscope.methods.medic.cloning import clone, default_epochs
 from layerscope.methods.medic.fresh import fresh_like
 from layerscope.methods.medic.weights import Kind
 from layerscope.probe.outputs import pick
@@ -28,7 +31,7 @@ class Medic:
     """Importance-driven cloning at its defaults, as a defence to compare."""
 
     clone_weight: float = 3.0
-    epochs: int = 45
+    epochs: int | None = None
     importance: Kind = "signed"
     batch_size: int = 64
     augment: str | Augment | None = None
@@ -51,7 +54,7 @@ class UniformClone:
     """
 
     clone_weight: float = 0.33
-    epochs: int = 45
+    epochs: int | None = None
     batch_size: int = 64
     augment: str | Augment | None = None
     factory: Factory | None = None
@@ -66,7 +69,7 @@ class UniformClone:
 class Scratch:
     """A fresh network trained on the clean data alone: cloning at clone weight 0."""
 
-    epochs: int = 45
+    epochs: int | None = None
     batch_size: int = 64
     augment: str | Augment | None = None
     factory: Factory | None = None
@@ -85,7 +88,7 @@ class Distill:
     """
 
     temperature: float = 2.0
-    epochs: int = 45
+    epochs: int | None = None
     lr: float = 1e-2
     batch_size: int = 64
     augment: str | Augment | None = None
@@ -104,8 +107,9 @@ class Distill:
             soft = F.kl_div((logits / t).log_softmax(1), wanted, reduction="batchmean", log_target=True)
             return F.cross_entropy(logits, y) + t**2 * soft
 
+        epochs = default_epochs(len(data), self.batch_size) if self.epochs is None else self.epochs
         training.fit(
-            student, data, epochs=self.epochs, batch_size=min(self.batch_size, len(data)), lr=self.lr,
+            student, data, epochs=epochs, batch_size=min(self.batch_size, len(data)), lr=self.lr,
             schedule="cosine", optimizer=lambda p, lr: torch.optim.Adam(p, lr=lr, weight_decay=1e-4), step_fn=step,
             augment=self.augment, seed=seed, progress=False,
         )  # fmt: skip

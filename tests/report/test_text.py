@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from layerscope import report
-from layerscope.report.styled import WIDTH, Lines, Piece, ascii_only, squeeze
+from layerscope.report.styled import WIDTH, Lines, Piece, ascii_only, squeeze, squeeze_apart
 from layerscope.verdict.types import Axis, Choice, Verdict
 from report.worlds import LAWS, comparison, profile, verdict
 
@@ -131,3 +131,20 @@ def test_a_score_against_the_labels_is_said_once() -> None:
     assert flat.count("disagree, as on") == 1
     assert "disagree" not in scored(*(0.9 - 0.01 * i for i in range(len(worst))))
     assert "disagree" not in scored(*(0.5 for _ in worst))
+
+
+@given(
+    texts=st.lists(st.text(st.characters(codec="ascii", categories=["L", "N", "P"]), max_size=30), max_size=6),
+    width=st.integers(8, 30),
+)
+def test_names_squeezed_together_fit_and_are_at_least_as_distinct(texts: list[str], width: int) -> None:
+    made = squeeze_apart(texts, width)
+    assert set(made) == set(texts)
+    assert all(len(short) <= width for short in made.values())
+    assert all(short == text for text, short in made.items() if len(text) <= width)
+    assert len(set(made.values())) >= len({squeeze(text, width) for text in texts})
+
+
+def test_names_that_differ_in_one_place_stay_apart() -> None:
+    names = [f"stages.{i}.blocks.0.norm{k}" for i in (1, 2, 3) for k in (1, 2)]
+    assert len(set(squeeze_apart(names, 12).values())) == 6

@@ -19,7 +19,7 @@ _CAVEAT = (
 #: Attack success this close to the floor's is the floor's: it differs by more between networks without poison.
 _CLOSE = 0.05
 _HEADER = ("defence", "ACC", "ASR", "RA", "seconds")
-_TAPS = ("tap", "kind", "D", "exp H(p)", "exp H(q)", "sum w", "dead", "loss, first", "last")
+_TAPS = ("tap", "kind", "D", "exp H(p)", "exp H(q)", "sum w", "dead", "1st loss", "last")
 
 
 def _percent(entry: Entry, what: str) -> str:
@@ -131,7 +131,9 @@ def clone_text(report: Report) -> Lines:
     for warning in report.warnings:
         lines.paragraph(warning, first="warning: ", rest="  ", style="bold yellow")
     lines.add("")
-    lines.table(_TAPS, _taps(report), left=2)
+    # 80 columns are few: a column of noughts says nothing
+    shown = [i for i, name in enumerate(_TAPS) if name != "dead" or any(t.dead_channels for t in report.taps)]
+    lines.table([_TAPS[i] for i in shown], [[row[i] for i in shown] for row in _taps(report)], left=2)
     lines.paragraph(_CAVEAT)
     return lines
 

@@ -83,8 +83,10 @@ class Lines:
             cut = min(max(excess, 0), max(widths[i] - max(8, len(header[i])), 0))
             widths[i], excess = widths[i] - cut, excess - cut
 
+        fitting = [squeeze_apart([row[i].text for row in body], width) for i, width in enumerate(widths)]
+
         def place(piece: Piece, i: int) -> Piece:
-            text = squeeze(piece.text, widths[i])
+            text = fitting[i].get(piece.text) or squeeze(piece.text, widths[i])
             text = text.ljust(widths[i]) if i < left else text.rjust(widths[i])
             return Piece(text + ("  " if i < len(widths) - 1 else ""), piece.style)
 
@@ -103,6 +105,24 @@ def squeeze(text: str, width: int) -> str:
         return text
     head = (width - 2 + 1) // 2
     return text[:head] + ".." + text[len(text) - (width - 2 - head) :]
+
+
+def squeeze_apart(texts: Iterable[str], width: int) -> dict[str, str]:
+    """Every text in ``width`` characters, cut where the most of them stay apart, nearest to the middle.
+
+    >>> squeeze_apart(["stages.1.blocks.0.norm1", "stages.2.blocks.0.norm1"], 12)
+    {'stages.1.blocks.0.norm1': 'stages.1..m1', 'stages.2.blocks.0.norm1': 'stages.2..m1'}
+    """
+    texts = list(dict.fromkeys(texts))
+    middle = (width - 2 + 1) // 2
+    made = {text: squeeze(text, width) for text in texts}
+    for head in sorted(range(width - 1), key=lambda head: abs(head - middle)):
+        if len(set(made.values())) == len(texts):
+            break
+        tried = {t: t if len(t) <= width else t[:head] + ".." + t[len(t) - (width - 2 - head) :] for t in texts}
+        if len(set(tried.values())) > len(set(made.values())):
+            made = tried
+    return made
 
 
 def ascii_only(text: str) -> str:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from layerscope.methods.medic.records import Entry, Table
 from layerscope.methods.medic.report import Report
+from layerscope.report.charts.frame import LONGEST
+from layerscope.report.charts.lines import Line
 from layerscope.report.charts.panels import View, figure
+from layerscope.report.charts.plain import line_chart
 from layerscope.report.charts.scatter import Point, scatter
 from layerscope.report.charts.tables import table
 from layerscope.report.document import paragraph, section
 from layerscope.report.markup import Html, join
-from layerscope.report.styled import Lines
+from layerscope.report.styled import Lines, squeeze_apart
 from layerscope.report.views import register_view
 
 _CAVEAT = (
@@ -18,6 +21,8 @@ _CAVEAT = (
 )
 #: Attack success this close to the floor's is the floor's: it differs by more between networks without poison.
 _CLOSE = 0.05
+#: Taps that one picture can hold.
+_MOST_TAPS = 12
 _HEADER = ("defence", "ACC", "ASR", "RA", "seconds")
 _TAPS = ("tap", "kind", "D", "exp H(p)", "exp H(q)", "sum w", "dead", "1st loss", "last")
 
@@ -138,11 +143,37 @@ def clone_text(report: Report) -> Lines:
     return lines
 
 
+def _course(report: Report) -> Html:
+    """How the clone learned: the labels, and the teacher's activations at every tap."""
+    epochs = [float(i + 1) for i in range(len(report.cross_entropies))]
+    if len(epochs) < 2:
+        return Html("")
+    labels = line_chart(
+        [Line("cross entropy", report.cross_entropies), Line("error", [1 - a for a in report.accuracies])],
+        x=epochs, x_title="epoch", y_title="mean over the batches of an epoch, in training mode", y_kind="log",
+    )  # fmt: skip
+    views = [View("labels", "what the student gets wrong on the clean samples", labels)]
+    if report.taps:
+        drawn = sorted(report.taps, key=lambda tap: -tap.losses[-1])[:_MOST_TAPS]
+        names = squeeze_apart([tap.name for tap in drawn], LONGEST)
+        distances = line_chart(
+            [Line(names[tap.name], tap.losses) for tap in report.taps if tap in drawn],
+            x=epochs, x_title="epoch", y_title="weighted squared distance, in the teacher's sigmas", y_kind="log",
+        )  # fmt: skip
+        some = "" if len(drawn) == len(report.taps) else f" (the {len(drawn)} of {len(report.taps)} that end farthest)"
+        meaning = f"how far the student's activations are from the teacher's, by tap{some}"
+        views.insert(0, View("teacher", meaning, distances))
+    return figure(
+        "How the clone learned", views,
+        "A tap that does not fall is not copied; the clone then rests on the labels and on the other taps.",
+    )  # fmt: skip
+
+
 def clone_fragment(report: Report) -> Html:
     """The same as a page."""
     warned = [section("Warnings", *(paragraph(w) for w in report.warnings))] if report.warnings else []
     return join([
-        section("Cloning", *(paragraph(line) for line in _clone_lines(report))), *warned,
+        section("Cloning", *(paragraph(line) for line in _clone_lines(report))), *warned, _course(report),
         section("Taps", table(_taps(report), _TAPS, numeric_from=2), paragraph(_CAVEAT)),
     ])  # fmt: skip
 

@@ -202,9 +202,15 @@ def test_the_table_says_in_words_what_was_removed(tmp_path):
 
 
 def test_report_as_text_and_page(tmp_path):
-    report = medic.clone(tiny(), samples(), epochs=1, batch_size=8, progress=False).report
+    report = medic.clone(tiny(), samples(), epochs=2, batch_size=8, progress=False).report
     assert "effective clone weight" in str(report)
-    assert "Taps" in report.to_html(tmp_path / "r.html").read_text()
+    page = report.to_html(tmp_path / "r.html").read_text()
+    assert "Taps" in page
+    assert "how far the student" in page
+    many = replace(report, taps=tuple(replace(report.taps[0], name=f"block.{i}.norm") for i in range(40)))
+    assert "(the 12 of 40 that end farthest)" in many.to_html(tmp_path / "many.html").read_text()
+    short = replace(report, cross_entropies=(1.0,))
+    assert "How the clone learned" not in short.to_html(tmp_path / "one.html").read_text()
 
 
 def test_bad_comparisons():

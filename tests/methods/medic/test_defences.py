@@ -213,6 +213,15 @@ def test_report_as_text_and_page(tmp_path):
     assert "How the clone learned" not in short.to_html(tmp_path / "one.html").read_text()
 
 
+def test_a_comparison_says_how_far_it_is(monkeypatch):
+    told = []
+    monkeypatch.setattr("layerscope._bar.Bar.update", lambda bar, done, note="": told.append((done, note)))
+    given = (tiny(), samples(), samples(), {"t": (attacks.BadNet(), 0)})
+    defences = {"first": baselines.CLP(), "second": baselines.CLP(u=3.0)}
+    medic.compare(defences, *given, floor=tiny(), seeds=(0, 1))
+    assert told == [(0, "floor"), (1, "first"), (2, "first"), (3, "second"), (4, "second")]
+
+
 def test_bad_comparisons():
     given = (tiny(), samples(), samples(), {"t": (attacks.BadNet(), 0)})
     with pytest.raises(MedicError, match="call the defence something else"):

@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import nn
 
+from layerscope._bar import Bar
+from layerscope.data import Dataset
 from layerscope.errors import did_you_mean
 from layerscope.methods.medic.attacks.images import Range
 from layerscope.methods.medic.attacks.triggers import Trigger
@@ -39,6 +41,7 @@ def compare(
     seeds: Sequence[int] = (0,),
     floor: nn.Module | Callable[..., nn.Module] | None = None,
     value_range: Range | None = None,
+    progress: bool | None = None,
 ) -> Table:
     """ACC, ASR and RA of every defence under every trigger, with counts, spread over seeds, and run time.
 
@@ -55,6 +58,7 @@ def compare(
         floor: a network trained without poison, or a defence that trains one from scratch on the clean data, by
             default ``baselines.Scratch()``.
         value_range: (black, white) of the images.
+        progress: show a bar; by default where stderr is a terminal.
 
     A defence that says with a MedicError that it cannot work on this network becomes a note in the table, not a row.
 
@@ -78,30 +82,40 @@ def compare(
         return evaluate(network, tested, threat.trigger, threat.target, sources=threat.sources, value_range=value_range)
 
     rows = entries("before", [model], 0.0)
-    told = "a network given as clean"
-    if not isinstance(floor, nn.Module):
-        told = "the same architecture trained from scratch on the clean data"
-        try:
-            floor = (floor or Scratch())(model, data)
-        except MedicError as error:
-            raise MedicError(f"no floor: {error}; or pass floor=, a network trained without poison") from error
-    rows += entries("floor", [floor], 0.0)
     notes = []
-    for name, defence in defences.items():
-        started = time.perf_counter()
-        try:
-            made = [defence(model, data, **({"seed": seed} if _takes_seed(defence) else {})) for seed in seeds]
-        except MedicError as error:
-            notes.append(f"{name} cannot be used here: {error}")
-            continue
-        seconds = time.perf_counter() - started
-        for cleaned in made:
-            if not isinstance(cleaned, nn.Module) or cleaned is model:
-                raise MedicError(
-                    f"defence {name!r} gave {type(cleaned).__name__}; expected a new network, not the model"
-                )
-        rows += entries(name, made, seconds / len(seeds))
+    with Bar(1 + len(defences) * len(seeds), "removals", shown=progress) as bar:
+        bar.update(0, "floor")
+        clean_network, told = _floor(floor, model, data)
+        rows += entries("floor", [clean_network], 0.0)
+        for i, (name, defence) in enumerate(defences.items()):
+            started, made = time.perf_counter(), []
+            try:
+                for k, seed in enumerate(seeds):
+                    bar.update(1 + i * len(seeds) + k, name)
+                    made.append(defence(model, data, **({"seed": seed} if _takes_seed(defence) else {})))
+            except MedicError as error:
+                notes.append(f"{name} cannot be used here: {error}")
+                continue
+            seconds = time.perf_counter() - started
+            for cleaned in made:
+                if not isinstance(cleaned, nn.Module) or cleaned is model:
+                    raise MedicError(
+                        f"defence {name!r} gave {type(cleaned).__name__}; expected a new network, not the model"
+                    )
+            rows += entries(name, made, seconds / len(seeds))
     return Table(type(model).__name__, len(data), tuple(seeds), tuple(rows), told, tuple(notes))
+
+
+def _floor(
+    floor: nn.Module | Callable[..., nn.Module] | None, model: nn.Module, data: Dataset
+) -> tuple[nn.Module, str]:
+    """A network without poison, and what to call it."""
+    if isinstance(floor, nn.Module):
+        return floor, "a network given as clean"
+    try:
+        return (floor or Scratch())(model, data), "the same architecture trained from scratch on the clean data"
+    except MedicError as error:
+        raise MedicError(f"no floor: {error}; or pass floor=, a network trained without poison") from error
 
 
 def chosen(names: Sequence[str], known: Mapping[str, Callable[..., nn.Module]]) -> dict[str, Callable[..., nn.Module]]:

@@ -9,7 +9,6 @@ predicts stands in papers/she.
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from layerscope.copying import duplicate
 from layerscope.methods.encrypted.distortion import BlockNet, images, norm_readings, read, trained_net
 from layerscope.methods.encrypted.errors import InputError
 from layerscope.probe import tap
@@ -92,7 +92,7 @@ def initial(model: nn.Module, x: Tensor, y: Tensor, *, batch: int = 100) -> Init
     Raises:
         InputError: no batch norm, convolution or linear layer, fewer than two batches, or inputs without labels.
     """
-    net = copy.deepcopy(model).double().train()
+    net = duplicate(model, InputError).double().train()
     norms = [name for name, m in net.named_modules() if isinstance(m, _BatchNorm)]
     heads = [name for name, m in net.named_modules() if isinstance(m, nn.Linear)]
     convs = [m for m in net.modules() if isinstance(m, nn.Conv2d)]

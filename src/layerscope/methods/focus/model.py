@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from layerscope.copying import duplicate
 from layerscope.methods.focus.aoi import AoI, select
 from layerscope.methods.focus.backends import make_backend
 from layerscope.methods.focus.cost import CostTable, measure
@@ -81,7 +81,7 @@ class FocusedModel(nn.Module):
         if on_empty not in ("dense", "fill"):
             raise FocusError(f"on_empty: expected 'dense' or 'fill', got {on_empty!r}")
         self.config, self.report, self.on_empty, self.route = config, report, on_empty, route
-        self.dense = copy.deepcopy(model)
+        self.dense = duplicate(model, FocusError)
         self.last_aoi: list[Tensor] = []
         self.last_route: list[str] = []
         self.costs: CostTable | None = None

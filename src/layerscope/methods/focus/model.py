@@ -81,7 +81,8 @@ class FocusedModel(nn.Module):
         if on_empty not in ("dense", "fill"):
             raise FocusError(f"on_empty: expected 'dense' or 'fill', got {on_empty!r}")
         self.config, self.report, self.on_empty, self.route = config, report, on_empty, route
-        self.dense = duplicate(model, FocusError)
+        # what is no network, trace names below
+        self.dense = duplicate(model, FocusError) if isinstance(model, nn.Module) else model
         self.last_aoi: list[Tensor] = []
         self.last_route: list[str] = []
         self.costs: CostTable | None = None

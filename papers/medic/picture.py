@@ -72,7 +72,8 @@ def panel(
     out += [f'<text x="{left - 6}" y="{y(v) + 4:.1f}" text-anchor="end">{v:g}</text>' for v in ticks]
     out += [f'<text x="{x(lost):.1f}" y="{bottom + 16}" text-anchor="middle">{lost}</text>' for lost in range(7)]
     colours = {name: colour for colour, names in GROUPS.items() for name in names}
-    for (name, lost, across, value, along), height in zip(found, labels([y(p[3]) for p in found]), strict=True):
+    heights = labels([(x(p[1]) + 7, y(p[3]), p[0]) for p in found])
+    for (name, lost, across, value, along), height in zip(found, heights, strict=True):
         colour = colours.get(name, "#555555")
         out.append(
             f'<path d="M{x(lost - across):.1f} {y(value):.1f}H{x(lost + across):.1f}M{x(lost):.1f} '
@@ -83,13 +84,21 @@ def panel(
     return out
 
 
-def labels(heights: Sequence[float], apart: float = 13) -> list[float]:
-    """Heights for the names, from the lowest point up, each at least ``apart`` above the last."""
-    made = [0.0] * len(heights)
-    last = float("inf")
-    for i in sorted(range(len(heights)), key=lambda i: -heights[i]):
-        last = made[i] = min(heights[i] - 4, last - apart)
-    return made
+def labels(places: Sequence[tuple[float, float, str]], apart: float = 13, letter: float = 6.6) -> list[float]:
+    """Heights for the names, the lowest point first: each above those that it would cover."""
+    made: dict[int, float] = {}
+    for i in sorted(range(len(places)), key=lambda i: -places[i][1]):
+        left, height, name = places[i]
+        beside = [
+            made[k]
+            for k in made
+            if places[k][0] < left + letter * len(name) and left < places[k][0] + letter * len(places[k][2])
+        ]
+        height -= 4
+        while any(abs(height - other) < apart for other in beside):
+            height -= 1
+        made[i] = height
+    return [made[i] for i in range(len(places))]
 
 
 def main() -> None:

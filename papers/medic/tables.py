@@ -55,10 +55,14 @@ class Rows:
         counts = Counter((a, s) for a, s, d in self.of if d in self.defences)
         return [cell for cell, count in counts.items() if count >= least]
 
+    def ran_on(self, attack: str) -> bool:
+        """Whether a defence ran on it."""
+        return any(a == attack and d in self.defences for a, _, d in self.of)
+
     @property
     def attacks(self) -> list[str]:
         """Those with a row of a defence, in order."""
-        return [a for a in ATTACKS if any(a == b and d in self.defences for b, _, d in self.of)]
+        return [attack for attack in ATTACKS if self.ran_on(attack)]
 
     def cells(self, defence: str, attacks: Sequence[str]) -> list[tuple[Row, Row, Row | None]]:
         """(row, the network before, the floor) of every attack that took, with every seed."""
@@ -204,37 +208,38 @@ def front(rows: Rows, attacks: Sequence[str]) -> str:
 
 def parts(rows: Sequence[Row], former: Sequence[Row], clean: int, victim: str) -> dict[str, str]:
     """Name of a place in the card -> its text; ``former`` are the rows of the default before this one."""
-
-    def of(net: str, samples: int, defences: Sequence[str]) -> Rows:
-        return Rows(rows, net, samples, victim, defences)
-
-    table = of("resnet", clean, MAIN)
-    less = of("resnet", round(0.4 * clean), MAIN)
-    less = less.at(less.ran(1))
-    changed = of("resnet", clean, CHANGED)
-    cells = changed.ran(1)
-    changed = of("resnet", clean, ("medic", "distill", "scratch", "uniform clone", *CHANGED)).at(cells)
+    table = Rows(rows, "resnet", clean, victim, MAIN)
     made = {
         "main": summary(table, ATTACKS),
         "paired": paired(table, ATTACKS),
-        "unseen": f"{summary(table, UNSEEN)}\n\n{front(table, UNSEEN)}",
+        "unseen": "\n\n".join((summary(table, UNSEEN), paired(table, UNSEEN), front(table, UNSEEN))),
         "by attack": grid(table, ATTACKS, both),
         "relearning": curves(table, CURVES, ATTACKS),
         "no poison": benign(table),
-        "low": summary(table, ("low",)),
-        "budget": grid(less, less.attacks, both),
-        "changed": grid(changed, changed.attacks, both),
-        "changed relearning": curves(changed, ("floor", *changed.defences), changed.attacks),
+        **beside(rows, clean, victim),
     }
-    before = Rows(former, "resnet", clean, victim, ("medic", "distill", "scratch"))
-    made["former"] = summary(before, ATTACKS)
+    made["changed"] = paired(Rows(rows, "resnet", clean, victim, ("medic", *CHANGED)), ATTACKS)
+    made["former"] = summary(Rows(former, "resnet", clean, victim, ("medic", "distill", "scratch")), ATTACKS)
     tried = dict.fromkeys(row["defence"] for row in former if row["defence"].startswith("medic"))
     made["former changed"] = paired(Rows(former, "resnet", clean, victim, list(tried)), ATTACKS)
+    return made | {f"former {name}": text for name, text in beside(former, clean, victim).items()}
+
+
+def beside(rows: Sequence[Row], clean: int, victim: str) -> dict[str, str]:
+    """Fewer poisoned images, fewer clean ones and other networks, as far as cloning ran there."""
+    low = Rows(rows, "resnet", clean, victim, MAIN)
+    less = Rows(rows, "resnet", round(0.4 * clean), victim, MAIN)
+    made = {}
+    if low.cells("medic", ("low",)):
+        made["low"] = summary(low, ("low",))
+    if any(defence == "medic" for _, _, defence in less.of):
+        less = less.at(less.ran(1))
+        made["budget"] = grid(less, less.attacks, both)
     for net in NETS:
-        if net != "resnet":
-            other = of(net, clean, MAIN)
-            shown = (grid(other, other.attacks, both), curves(other, MAIN, other.attacks), benign(other))
-            made[net] = "\n\n".join(shown)
+        other = Rows(rows, net, clean, victim, MAIN)
+        if net != "resnet" and any(defence == "medic" for _, _, defence in other.of):
+            shown = [grid(other, other.attacks, both), curves(other, MAIN, other.attacks)]
+            made[net] = "\n\n".join([*shown, benign(other)] if other.ran_on("none") else shown)
     return made
 
 

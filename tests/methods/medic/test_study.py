@@ -12,7 +12,15 @@ PAPER = Path(__file__).parents[3] / "papers" / "medic"
 
 def row(defence: str, acc: float, asr: float, relearn: float, attack: str = "badnet") -> dict[str, object]:
     fixed = {"net": "resnet", "seed": 0, "clean": 3000, "victim": "60000x8/256", "ra": 0.5, "seconds": 1.0}
-    return {**fixed, "attack": attack, "defence": defence, "acc": acc, "asr": asr, "relearn": [relearn] * 5}
+    return {
+        **fixed,
+        "attack": attack,
+        "defence": defence,
+        "acc": acc,
+        "held": acc,
+        "asr": asr,
+        "relearn": [relearn] * 5,
+    }
 
 
 @pytest.fixture
@@ -35,6 +43,7 @@ def test_summary_and_front_by_hand(tables):
     found = tables.Rows(rows, "resnet", 3000, "60000x8/256", ("medic", "better", "relearns"))
     assert "| medic | 1 | 1.0 | 3.0 | 2.0 | 2.0 | 50.0 | 1 |" in tables.summary(found, tables.ATTACKS)
     assert tables.front(found, tables.ATTACKS).endswith("at once: better.")
+    assert "| relearns | 1 | 1.0 | 1.0 | -1.0 | 46.0 |" in tables.paired(found, tables.ATTACKS)
 
 
 def test_rows_cut_off_are_run_again(tables, tmp_path):

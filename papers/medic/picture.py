@@ -8,13 +8,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from bed import ATTACKS
 from reproduce import RESULTS, rows_in
-from tables import MAIN, Rows
+from tables import MAIN, Rows, two_errors
 
 WIDTH, HEIGHT, LEFT, TOP, GAP = 380, 300, 52, 30, 76
 LOST = (-0.5, 6.0)
@@ -41,13 +41,8 @@ def points(rows: Rows, relearning: bool) -> list[Point]:
             for row, _, floor in cells
             if floor
         ]
-        made.append((defence, mean(lost), spread(lost), mean(height), spread(height)))
+        made.append((defence, mean(lost), two_errors(lost), mean(height), two_errors(height)))
     return made
-
-
-def spread(values: Sequence[float]) -> float:
-    """Two standard errors of the mean."""
-    return 2 * stdev(values) / len(values) ** 0.5
 
 
 def panel(

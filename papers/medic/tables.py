@@ -8,8 +8,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -44,16 +43,12 @@ class Rows:
             ):
                 self.of.setdefault((row["attack"], row["seed"], row["defence"]), row)
 
-    def at(self, cells: Collection[tuple[str, int]]) -> Rows:
-        """Those of some (attack, seed) only."""
+    def where_one_ran(self) -> Rows:
+        """Those of the (attack, seed) that a defence ran at only: the others have no more than their floor."""
+        cells = {(attack, seed) for attack, seed, defence in self.of if defence in self.defences}
         made = Rows((), "", 0, "", self.defences)
         made.of = {key: row for key, row in self.of.items() if key[:2] in cells}
         return made
-
-    def ran(self, least: int) -> list[tuple[str, int]]:
-        """(attack, seed) at which at least so many defences ran."""
-        counts = Counter((a, s) for a, s, d in self.of if d in self.defences)
-        return [cell for cell, count in counts.items() if count >= least]
 
     def ran_on(self, attack: str) -> bool:
         """Whether a defence ran on it."""
@@ -86,7 +81,12 @@ def interval(values: Sequence[float]) -> str:
     """Mean +- two standard errors, in points."""
     if len(values) < 2:
         return percent(values)
-    return f"{100 * mean(values):+.1f} +- {200 * stdev(values) / len(values) ** 0.5:.1f}"
+    return f"{100 * mean(values):+.1f} +- {100 * two_errors(values):.1f}"
+
+
+def two_errors(values: Sequence[float]) -> float:
+    """Two standard errors of the mean."""
+    return 2 * stdev(values) / len(values) ** 0.5
 
 
 def markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
@@ -230,7 +230,7 @@ def beside(rows: Sequence[Row], clean: int, victim: str) -> dict[str, str]:
     if low.cells("medic", ("low",)):
         made["low"] = summary(low, ("low",))
     if any(defence == "medic" for _, _, defence in less.of):
-        less = less.at(less.ran(1))
+        less = less.where_one_ran()
         made["budget"] = grid(less, less.attacks, both)
     for net in NETS:
         other = Rows(rows, net, clean, victim, MAIN)

@@ -95,15 +95,15 @@ class Lines:
             self.add(*(place(piece, i) for i, piece in enumerate(row)))
 
 
-def squeeze(text: str, width: int) -> str:
-    """``text`` in ``width`` characters: both ends kept, ``..`` for what is left out between them.
+def squeeze(text: str, width: int, head: int | None = None) -> str:
+    """``text`` in ``width`` characters: both ends kept, ``head`` of them in front, ``..`` for what is left out.
 
     >>> squeeze("stage3.blocks.8.conv2", 12)
     'stage3..onv2'
     """
     if len(text) <= width:
         return text
-    head = (width - 2 + 1) // 2
+    head = (width - 2 + 1) // 2 if head is None else head
     return text[:head] + ".." + text[len(text) - (width - 2 - head) :]
 
 
@@ -119,7 +119,7 @@ def squeeze_apart(texts: Iterable[str], width: int) -> dict[str, str]:
     for head in sorted(range(width - 1), key=lambda head: abs(head - middle)):
         if len(set(made.values())) == len(texts):
             break
-        tried = {t: t if len(t) <= width else t[:head] + ".." + t[len(t) - (width - 2 - head) :] for t in texts}
+        tried = {text: squeeze(text, width, head) for text in texts}
         if len(set(tried.values())) > len(set(made.values())):
             made = tried
     return made

@@ -140,12 +140,12 @@ def test_late_taps_are_the_last_half_of_the_activations_behind_norms():
     assert suggest_taps(tiny(), "late", x) == suggest_taps(tiny(), "conv+norm", x)[-1:]
 
     def convs(*between: Callable[[], nn.Module]) -> nn.Sequential:
-        layers = [part for _ in range(4) for part in (nn.Conv2d(1, 1, 3, padding=1), *(make() for make in between))]
+        layers = [part for _ in range(6) for part in (nn.Conv2d(1, 1, 3, padding=1), *(make() for make in between))]
         return nn.Sequential(*layers, nn.Flatten(), nn.Linear(64, 3))
 
-    assert late(convs(lambda: nn.BatchNorm2d(1), nn.Tanh)) == ["7", "10"]
-    assert late(convs(lambda: nn.BatchNorm2d(1))) == ["5", "7"]  # norms without a visible activation
-    assert late(convs()) == ["2", "3"]  # no norm
+    assert late(convs(lambda: nn.BatchNorm2d(1), nn.Tanh)) == ["10", "13", "16"]
+    assert late(convs(lambda: nn.BatchNorm2d(1))) == ["7", "9", "11"]  # norms without a visible activation
+    assert late(convs()) == ["3", "4", "5"]  # no norm
     one = nn.Sequential(nn.Conv2d(1, 1, 3), nn.BatchNorm2d(1), nn.ReLU(), nn.Flatten(), nn.Linear(36, 3))
     assert late(one) == ["1"]
 

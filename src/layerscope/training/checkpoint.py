@@ -45,7 +45,7 @@ def load(path: Path) -> dict[str, Any]:
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, ValueError) as error:
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, ValueError, LookupError, AttributeError) as error:
         raise TrainingError(
             f"{path} cannot be read as a checkpoint ({first_line(error)}); delete it or pass resume=False"
         ) from None

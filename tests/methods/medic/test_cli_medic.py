@@ -66,6 +66,10 @@ def test_wrong_checkpoints_are_one_sentence(net, tmp_path: Path):
     torch.save(tiny(classes=10), whole)
     torch.save(tiny(classes=3).state_dict(), small)
     junk.write_bytes(b"junk")
+    for i, content in enumerate((b"junk\n", b"", b"\x80\x02.", b"]]", bytes(range(256)))):
+        (tmp_path / f"junk{i}.pt").write_bytes(content)
+        with pytest.raises(LayerscopeError, match="cannot be read as plain weights"):
+            run("evaluate", net, tmp_path / f"junk{i}.pt")
     for path, said in (
         (whole, "runs their code"),
         (small, "does not fit"),

@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -181,7 +180,7 @@ class FocusedModel(nn.Module):
             saved = torch.load(path, weights_only=True)
             config = None if saved["config"] is None else from_plain(FocusConfig, saved["config"])
             example = torch.zeros(saved["shape"])
-        except (OSError, KeyError, TypeError, RuntimeError, UnpicklingError) as error:
+        except Exception as error:  # bytes that are no pickle can raise anything
             raise FocusError(f"{path}: not a saved focused model ({type(error).__name__}: {error})") from None
         focused = cls(model, config, example=example, calibration=[example], backend=backend)
         try:

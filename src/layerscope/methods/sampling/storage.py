@@ -133,7 +133,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise SamplingError(f"there is no file {str(path)!r}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise SamplingError(f"{path} cannot be read as a saved sampling network: {first}") from None
     if not isinstance(content, Mapping) or content.get("format") != _FORMAT:

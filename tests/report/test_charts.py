@@ -96,6 +96,19 @@ def test_any_numbers_make_a_valid_scatter(places: list[tuple[float, float]]) -> 
     check(whole(picture, table))
 
 
+@given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40), st.integers(1, 20)), max_size=20))
+def test_names_of_a_scatter_do_not_overlap(places: list[tuple[int, int, int]]) -> None:
+    picture, _ = report.scatter([report.Point("m" * n, x, y) for x, y, n in places])
+    found = re.findall(r'ls-name" x="(\d+)" y="([\d.]+)" dy=".35em">(m+)</text></svg>', picture)
+    at = re.findall(r'x="([\d.]+)%" class="[^"]*" data-c=', picture)
+    assert len(found) == len(at) == len(places)
+    boxes = [
+        (6.4 * float(x) + int(beside), float(y), 7 * len(name)) for x, (beside, y, name) in zip(at, found, strict=True)
+    ]
+    for (left, top, wide), (other, height, _) in itertools.permutations(boxes, 2):
+        assert not left <= other < left + wide or abs(top - height) > 13.8
+
+
 @given(st.lists(st.tuples(st.text(max_size=5), st.none() | st.floats()), max_size=6))
 def test_any_numbers_make_valid_bars(items: list[tuple[str, float | None]]) -> None:
     page_ = check(whole(report.bars(items)))

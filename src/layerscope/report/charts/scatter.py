@@ -15,8 +15,8 @@ from layerscope.report.scales import Kind, Scale, fit
 
 _LIFT = 8
 """Pixels by which the name of a point on a line stands above it."""
-_NAME_SHARE = 0.16
-"""Part of the plot's width that a name takes: points that are closer must share the height."""
+_WIDE, _LETTER, _BESIDE = 640, 7, 15
+"""Pixels of the plot on a wide screen, of a letter, and from a point to its name: which names would overlap."""
 _NAME_ROOM = 12
 """Letters of a name that may reach into the right gutter."""
 
@@ -69,7 +69,7 @@ def scatter(
     }
     joined = [k for k in path if k in placed]
     line = polyline([place_of(*placed[k], height) for k in joined]) if len(joined) > 1 else ""
-    names = _names({k: place for k, place in placed.items() if points[k].name}, joined, height)
+    names = _names(points, placed, joined, height)
     picture = plot(
         height + 40,
         y_axis(up, height, y_guides),
@@ -99,20 +99,23 @@ def x_axis(scale: Scale, height: int, title: str = "") -> Html:
     return join([el("line", class_="ls-base", x2="100%", y1=height, y2=height), *parts])
 
 
-def _names(placed: dict[int, tuple[float, float]], path: Sequence[int], height: int) -> dict[int, float]:
-    """Heights of the names in pixels, moved apart among points that stand above one another."""
+def _names(
+    points: Sequence[Point], placed: dict[int, tuple[float, float]], path: Sequence[int], height: int
+) -> dict[int, float]:
+    """Heights of the names in pixels, moved apart among names of which one reaches above or below the next."""
     # A line through points mostly falls or rises to the right: their names stand above it.
-    found = {k: height * (1 - y) - (_LIFT if k in path else 0) for k, (_, y) in placed.items()}
+    found = {k: height * (1 - y) - (_LIFT if k in path else 0) for k, (_, y) in placed.items() if points[k].name}
     near: list[list[int]] = []
-    for k in sorted(placed, key=lambda k: placed[k][0]):
-        home = next((g for g in near if placed[k][0] - placed[g[0]][0] < _NAME_SHARE), None)
-        if home is None:
-            near.append([k])
-        else:
-            home.append(k)
+    reach = -1.0
+    for k in sorted(found, key=lambda k: placed[k][0]):
+        left = placed[k][0] * _WIDE
+        if left >= reach:
+            near.append([])
+        near[-1].append(k)
+        reach = max(reach, left + _BESIDE + _LETTER * len(clip(points[k].name)))
     for group in near:
-        places = spread_out([found[k] for k in group], LABEL_GAP - 1, 6, height - 6)
-        found.update(zip(group, places, strict=True))
+        gap = min(LABEL_GAP - 1, (height - 12) / max(1, len(group) - 1))
+        found.update(zip(group, spread_out([found[k] for k in group], gap, 6, height - 6), strict=True))
     return found
 
 
@@ -124,7 +127,8 @@ def _point(point: Point, key: int, place: tuple[float, float], name_y: float | N
     if name_y is not None:
         moved = abs(name_y - y) > _LIFT + 1
         leader = el("path", d=f"M5 {y}L13 {name_y:.1f}", class_="ls-lead") if moved else leader
-        name = el("text", clip(point.name), class_="ls-name", x=15 if moved else 10, y=round(name_y, 1), dy=".35em")
+        beside = _BESIDE if moved else 10
+        name = el("text", clip(point.name), class_="ls-name", x=beside, y=round(name_y, 1), dy=".35em")
     return el(
         "svg",
         leader,

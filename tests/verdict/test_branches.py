@@ -59,3 +59,40 @@ def test_a_stage_of_one_block_is_that_block() -> None:
     model = nn.Sequential(nn.Conv2d(1, 8, 3), *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
     seen = profile(model, torch.randn(16, 1, 8, 8))
     assert [r.name for r in trunk(seen).forward] == [f"{i}.inner" for i in range(1, 5)]
+
+
+class DenseStage(nn.Module):
+    """What comes in, and beside it what a branch makes of it, scaled down to almost nothing at the start."""
+
+    def __init__(self, channels: int, scale: float) -> None:
+        super().__init__()
+        self.way = nn.Sequential(nn.GroupNorm(1, channels), nn.Conv2d(channels, channels // 2, 3, padding=1))
+        self.branch = nn.Sequential(
+            nn.Conv2d(channels // 2, channels, 1), nn.GELU(), nn.Conv2d(channels, channels // 2, 1)
+        )
+        self.scale = nn.Parameter(torch.full((), scale))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.way(x)
+        return torch.cat([x, self.scale * self.branch(x)], 1)
+
+
+def test_a_concatenated_branch_that_starts_near_zero_is_beside_the_path() -> None:
+    torch.manual_seed(0)
+    stages = [DenseStage(16, 1e-6) for _ in range(4)]
+    model = nn.Sequential(nn.Conv2d(1, 16, 3), *stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4))
+    seen = profile(model, torch.randn(16, 1, 8, 8))
+    assert [r.name for r in trunk(seen).backward] == ["0", *(f"{i}.way.1" for i in range(1, 5))]
+    assert judge(seen).label == "healthy"
+    for stage in stages:
+        nn.init.ones_(stage.scale)
+    assert len(trunk(profile(model, torch.randn(16, 1, 8, 8))).backward) == 13
+
+
+def test_a_gradient_that_explodes_along_a_chain_leaves_no_layer_out() -> None:
+    torch.manual_seed(0)
+    layers = [part for _ in range(50) for part in (nn.Linear(64, 64, bias=False), nn.BatchNorm1d(64), nn.ReLU())]
+    seen = profile(nn.Sequential(nn.Flatten(), *layers, nn.Linear(64, 4)), torch.randn(32, 1, 8, 8))
+    gradients = [r.grad_scaled or 0.0 for r in trunk(seen).backward]
+    assert len(gradients) == 50
+    assert gradients[0] > 1e4 * gradients[-1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import Literal
 
 from layerscope.probe.records import FEWEST_BLOCKS, LayerRecord, Profile
@@ -11,6 +11,8 @@ from layerscope.probe.records import FEWEST_BLOCKS, LayerRecord, Profile
 #: mean^2 / second moment above which a stream counts as non-negative; 1/pi = 0.32 for a rectified
 #: Gaussian, 0.12 after x sigmoid(x), about 1/C for a sum of zero-mean branches over C channels.
 SAME_SIGN = 0.08
+#: Scale-free gradient of a layer over that of an earlier and of a later one, below which it is off the path.
+BESIDE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -50,12 +52,27 @@ class Trunk:
 def trunk(profile: Profile) -> Trunk:
     """The trunk of a profiled network; its series are empty where nothing suitable was recorded."""
     blocks = innermost(tuple(r for r in profile.of("block") if r.residual))
-    classifier = profile.classifier
-    linear = tuple(r for r in profile.of("conv", "linear") if r.name != classifier)
     if len(blocks) >= FEWEST_BLOCKS:
         return Trunk("residual", "block", blocks, blocks, any(b.layout == "token" for b in blocks))
     forward = layer_outputs(profile)
-    return Trunk("plain", "layer", forward, linear, any(r.layout == "token" for r in forward))
+    return Trunk("plain", "layer", forward, weight_layers(profile), any(r.layout == "token" for r in forward))
+
+
+def weight_layers(profile: Profile) -> tuple[LayerRecord, ...]:
+    """The weight layers before the classifier whose gradients one compares: those on the way from input to output.
+
+    Where a layer moves the loss a thousand times less than one before and one after it (the classifier too), the
+    signal goes around it: a branch that is concatenated and starts near zero, by a layer scale for one. Along a chain
+    no such gap can be, since what reaches the later layer has come through it.
+    """
+    found = profile.of("conv", "linear")
+    sizes = [r.grad_scaled or 0.0 for r in found]
+    before, after = list(accumulate(sizes, max)), list(accumulate(reversed(sizes), max))[::-1]
+    return tuple(
+        r
+        for r, size, largest, later in zip(found, sizes, before, after, strict=True)
+        if r.name != profile.classifier and not 0 < size < BESIDE * min(largest, later)
+    )
 
 
 def layer_outputs(profile: Profile) -> tuple[LayerRecord, ...]:

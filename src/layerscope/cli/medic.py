@@ -65,11 +65,10 @@ def clone(
     from layerscope.methods import medic
 
     clean = _data(data, "train", samples, seed)
-    model = _loaded(network, checkpoint, clean)
+    model = _loaded(network, checkpoint, clean, device)
     cleaned = medic.clone(
-        model, clean, factory=_factory(model, network, clean, seed), clone_weight=clone_weight, epochs=epochs,
+        model, clean, factory=_factory(model, network, clean, seed, device), clone_weight=clone_weight, epochs=epochs,
         batch_size=batch_size, lr=lr, taps=taps, importance=importance, preset=preset, augment=augment, seed=seed,
-        device=device,
     )  # fmt: skip
     report.print_result(cleaned.report)
     _written(cleaned.model, save)
@@ -92,6 +91,7 @@ def attack(
     lr: float = 0.05,
     augment: Literal["flip", "crop", "flip-crop"] | None = None,
     seed: int = 0,
+    device: str = "cpu",
 ) -> None:
     """Train a network of your own on poisoned data, to measure how well a removal works. For that only.
 
@@ -108,6 +108,7 @@ def attack(
         lr: Of SGD, cosine.
         augment: Random changes, before the trigger.
         seed: Of weights, order and poison.
+        device: Where to train, such as cuda.
     """
     from layerscope.methods import medic
     from layerscope.methods.medic import attacks
@@ -117,14 +118,19 @@ def attack(
     poisoned = attacks.Poisoned(train, _trigger(trigger), target=target, rate=rate, mode=mode, seed=seed)
     attacks.train_poisoned(
         model, poisoned, epochs=epochs, batch_size=batch_size, lr=lr, schedule="cosine", weight_decay=5e-4,
-        augment=augment, seed=seed,
+        augment=augment, seed=seed, device=device,
     )  # fmt: skip
     print(medic.evaluate(model, _data(data, "test", None, seed), poisoned.trigger, target))
     _written(model, save)
 
 
 def evaluate(
-    network: Network, checkpoint: Checkpoint, data: str = "digits", trigger: Attack = "badnet", target: int = 0
+    network: Network,
+    checkpoint: Checkpoint,
+    data: str = "digits",
+    trigger: Attack = "badnet",
+    target: int = 0,
+    device: str = "cpu",
 ) -> None:
     """Clean accuracy, attack success and recovered accuracy of a checkpoint under one trigger.
 
@@ -134,11 +140,12 @@ def evaluate(
         data: A data set; its test split is used.
         trigger: Which published trigger.
         target: The class it is thought to lead to.
+        device: Where to compute, such as cuda.
     """
     from layerscope.methods import medic
 
     test = _data(data, "test", None, 0)
-    print(medic.evaluate(_loaded(network, checkpoint, test), test, _trigger(trigger), target))
+    print(medic.evaluate(_loaded(network, checkpoint, test, device), test, _trigger(trigger), target))
     print("evidence about this trigger only; compare with a network that was trained without poison")
 
 
@@ -152,6 +159,7 @@ def compare(
     target: int = 0,
     seeds: int = 1,
     augment: Literal["flip", "crop", "flip-crop"] | None = None,
+    device: str = "cpu",
     html: Path | None = None,
     csv: Path | None = None,
     json: Path | None = None,
@@ -168,6 +176,7 @@ def compare(
         target: The class they are thought to lead to.
         seeds: Runs of every defence.
         augment: Random changes in every defence's training.
+        device: Where to compute, such as cuda.
         html: Write the table as one page.
         csv: Write one line for every run.
         json: Write every number.
@@ -178,8 +187,8 @@ def compare(
     from layerscope.methods.medic.comparing import chosen
 
     clean, test = _data(data, "train", samples, 0), _data(data, "test", None, 0)
-    model = _loaded(network, checkpoint, clean)
-    factory = _factory(model, network, clean, 0)
+    model = _loaded(network, checkpoint, clean, device)
+    factory = _factory(model, network, clean, 0, device)
     defences = chosen(defence, baselines.standard(augment, factory=factory))
     threats = {str(t): medic.Threat(t, target) for t in map(_trigger, trigger or ("badnet",))}
     floor = baselines.Scratch(augment=augment, factory=factory)
@@ -217,7 +226,7 @@ def _built(network: str, data: Dataset, seed: int) -> nn.Module:
     return sources.build(network, in_shape=data.in_shape, classes=data.classes, seed=seed).module
 
 
-def _factory(model: nn.Module, network: str, data: Dataset, seed: int) -> Callable[[], nn.Module] | None:
+def _factory(model: nn.Module, network: str, data: Dataset, seed: int, device: str) -> Callable[[], nn.Module] | None:
     """None where a copy of the network can be drawn anew, otherwise its own factory, seeded apart from the teacher."""
     from layerscope.methods import medic
     from layerscope.training.seeds import derive
@@ -225,14 +234,16 @@ def _factory(model: nn.Module, network: str, data: Dataset, seed: int) -> Callab
     try:
         medic.fresh_like(model, seed)
     except medic.MedicError:
-        return lambda: _built(network, data, derive(seed, "layerscope medic") % 2**31)
+        return lambda: _built(network, data, derive(seed, "layerscope medic") % 2**31).to(device)
     return None
 
 
-def _loaded(network: str, checkpoint: Path, data: Dataset) -> nn.Module:
+def _loaded(network: str, checkpoint: Path, data: Dataset, device: str) -> nn.Module:
+    from layerscope.training.settings import device_of
+
     model = _built(network, data, 0)
     load_into(model, checkpoint, network)
-    return model.eval()
+    return model.to(device_of(model, device)).eval()
 
 
 def _written(model: nn.Module, path: Path | None) -> None:

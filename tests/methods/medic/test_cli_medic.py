@@ -61,6 +61,14 @@ def test_compare_writes_what_is_asked_for(net, tmp_path: Path, capsys):
     assert (tmp_path / "t.csv").read_text().count("\n") == 4
 
 
+@pytest.mark.parametrize("command", ["attack", "clone", "evaluate", "compare"])
+def test_a_device_that_is_not_there_is_one_sentence(net, tmp_path: Path, command: str):
+    torch.save(tiny(classes=10).state_dict(), tmp_path / "a.pt")
+    weights = ("--save", tmp_path / "b.pt") if command == "attack" else (tmp_path / "a.pt",)
+    with pytest.raises(LayerscopeError, match="device 'cuda:99' cannot be used here"):
+        run(command, net, *weights, "--device", "cuda:99")
+
+
 def test_wrong_checkpoints_are_one_sentence(net, tmp_path: Path):
     whole, small, junk = tmp_path / "whole.pt", tmp_path / "small.pt", tmp_path / "junk.safetensors"
     torch.save(tiny(classes=10), whole)

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from layerscope import nets
 from layerscope.methods import medic
 from layerscope.methods.medic import MedicError, Tap, attacks, baselines, suggest_taps, tap_statistics
+from layerscope.methods.medic.baselines.attention import attention, stage_ends
 from layerscope.methods.medic.taps import tapped
 from methods.medic.medic_nets import samples, tiny
 
@@ -100,6 +101,42 @@ def test_statistics_are_the_pooled_ones(size):
     # the released code averages the batches' variances: smaller by the spread of their means
     batches = torch.stack([torch.var(part, dim=(0, 2, 3)) for part in torch.split(a, 6)]).mean(0)
     assert (batches < variance.flatten() * (1 + 4 / (6 * 64))).all()
+
+
+class Last(nn.Module):
+    """Channels last: a map [B, H, W, C], then tokens [B, H W, C]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 6, 3, stride=2, padding=1)
+        self.first, self.mid = nn.LayerNorm(6), nn.Linear(6, 6)
+        self.norm, self.act, self.head = nn.LayerNorm(6), nn.GELU(), nn.Linear(6, 3)
+
+    def forward(self, x):
+        x = self.mid(self.first(self.stem(x).movedim(1, -1))).flatten(1, 2)
+        return self.head(self.act(self.norm(x)).mean(1))
+
+
+def test_channels_may_come_last():
+    torch.manual_seed(0)
+    model, (x, y) = Last().eval(), samples(24)
+    taps = suggest_taps(model, "all", x)
+    assert [(t.name, t.channels_last) for t in taps] == [
+        ("stem", False), ("first", True), ("mid", True), ("norm", True)
+    ]  # fmt: skip
+    found = tap_statistics(model, x, taps, batch_size=7)
+    with torch.no_grad():
+        a = model.first(model.stem(x).movedim(1, -1))
+    variance, mean = torch.var_mean(a, dim=(0, 1, 2), keepdim=True)
+    assert found["first"][0].shape == (1, 1, 1, 6)
+    assert found["norm"][0].shape == (1, 1, 6)
+    assert torch.allclose(found["first"][0], mean, atol=1e-6)
+    assert torch.allclose(found["first"][1], variance.sqrt(), atol=1e-6)
+    report = medic.clone(model, (x, y % 3), epochs=1, batch_size=8, taps="all", progress=False).report
+    assert [tap.neurons for tap in report.taps] == [96, 96, 96, 96]
+    ends = stage_ends(model, x)
+    assert [tap.name for tap in ends] == ["first"]
+    assert torch.allclose(attention(a, -1), attention(a.movedim(-1, 1)))
 
 
 def test_model_is_as_before():

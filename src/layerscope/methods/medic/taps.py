@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from layerscope.errors import did_you_mean
 from layerscope.methods.medic.errors import MedicError
 from layerscope.methods.medic.weights import wide
+from layerscope.probe.layouts import AxisMemory
 from layerscope.probe.network import open_network
 from layerscope.probe.points import Point, find_points
 from layerscope.training.evaluation import modes_kept
@@ -40,6 +41,13 @@ class Tap:
     """Which call of that activation in a forward pass; one module may serve several norms."""
     overwritten: bool = False
     """The network goes on in place on the output, so that what is read must be a copy."""
+    channels_last: bool = False
+    """Channels are the last axis of the output (tokens, maps [B, H, W, C]), not the second."""
+
+    @property
+    def channel_axis(self) -> int:
+        """Of the output."""
+        return -1 if self.channels_last else 1
 
 
 @dataclass
@@ -51,6 +59,7 @@ class _Call:
     output: Tensor
     version: int
     fed_by: str | None
+    channels_last: bool
 
 
 class Reading:
@@ -108,12 +117,15 @@ def find_taps(model: nn.Module, kind: Taps, example: Tensor) -> tuple[list[Tap],
             )
         call = calls[order.index(path)]
         overwritten = call.output._version != call.version
+        found: Kind
         if points[path].role == "norm":
             act = next((c for c in calls if c.fed_by == path and points[c.path].role == "activation"), None)
-            found: Kind = "norm+act" if act else "norm"
-            taps.append(Tap(path, found, act.path if act else None, act.number if act else 0, overwritten))
+            found = "norm+act" if act else "norm"
+            name, number = (act.path, act.number) if act else (None, 0)
+            taps.append(Tap(path, found, name, number, overwritten, call.channels_last))
         else:
-            taps.append(Tap(path, "conv" if points[path].role == "conv" else "dense", overwritten=overwritten))
+            found = "conv" if points[path].role == "conv" else "dense"
+            taps.append(Tap(path, found, overwritten=overwritten, channels_last=call.channels_last))
     if not taps:
         raise MedicError(f"taps={kind!r} finds nothing in {type(model).__name__}: use taps='all' or name modules")
     taps.sort(key=lambda t: order.index(t.name))
@@ -158,6 +170,7 @@ def feeds(model: nn.Module, example: Tensor) -> list[tuple[str, str]]:
 def _watch(model: nn.Module, modules: dict[str, nn.Module], example: Tensor) -> list[_Call]:
     """Every call of a module that returns a tensor, in order. Holding the tensors keeps their identities apart."""
     calls: list[_Call] = []
+    axes = AxisMemory()
 
     def hook(path: str) -> Callable[[nn.Module, Any, Any], None]:
         def on_forward(module: nn.Module, args: Any, output: Any) -> None:
@@ -167,7 +180,8 @@ def _watch(model: nn.Module, modules: dict[str, nn.Module], example: Tensor) -> 
             # an output that was written over (``out += shortcut``) is another value in the same tensor
             fed_by = next((c.path for c in calls if c.output is given and c.output._version == c.version), None)
             number = sum(c.path == path for c in calls)
-            calls.append(_Call(path, number, output, output._version, fed_by))
+            last = output.ndim > 2 and axes.channels_are_last(module, output)
+            calls.append(_Call(path, number, output, output._version, fed_by, last))
 
         return on_forward
 
@@ -255,24 +269,27 @@ def tap_statistics(
         batch_size: samples at a time; it does not change the result.
 
     Returns:
-        tap name -> (mu, sigma), float32 or wider, shaped [1, C, 1, ...] to broadcast over [B, C, ...].
+        tap name -> (mu, sigma), float32 or wider, shaped [1, C, 1, ...] to broadcast over [B, C, ...], or [1, ..., C]
+        where the channels come last.
     """
     count: dict[str, int] = {}
     sums: dict[str, Tensor] = {}
     like: dict[str, Tensor] = {}
+    axes = {tap.name: tap.channel_axis for tap in taps}
     with modes_kept(model), torch.no_grad(), tapped(model, taps) as reading:
         model.eval()
         for part in torch.split(data, batch_size):
             model(part)
             for name, output in reading.at.items():
-                a = output.double().transpose(0, 1).flatten(1)
+                a = output.double().movedim(axes[name], 0).flatten(1)
                 both = torch.stack((a.sum(1), a.square().sum(1)))
                 sums[name] = sums[name] + both if name in sums else both
                 count[name] = count.get(name, 0) + a.shape[1]
                 like[name] = wide(output[:0])
     found = {}
     for name, (first, second) in sums.items():
-        n, shape = count[name], (1, -1, *([1] * (like[name].ndim - 2)))
+        n, shape = count[name], [1] * like[name].ndim
+        shape[axes[name]] = -1
         mean = first / n
         variance = (second / n - mean.square()).clamp_min(0) * n / max(n - 1, 1)
         found[name] = (mean.to(like[name]).view(shape), variance.sqrt().to(like[name]).view(shape))

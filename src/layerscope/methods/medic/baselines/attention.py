@@ -19,9 +19,9 @@ from layerscope.training.augment import Augment
 from layerscope.training.evaluation import home
 
 
-def attention(a: Tensor) -> Tensor:
+def attention(a: Tensor, channel_axis: int = 1) -> Tensor:
     """Sum over channels of the squared activations, [B, C, H, W] -> [B, H W], unit length per sample."""
-    return F.normalize(a.square().sum(1).flatten(1), dim=1)
+    return F.normalize(a.square().sum(channel_axis).flatten(1), dim=1)
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class NAD:
                     teacher(x)
                 loss = F.cross_entropy(pick(net(x), None), y)
                 for tap, beta in zip(taps, betas, strict=True):
-                    wanted, found = attention(theirs.compared[tap.name]), attention(ours.compared[tap.name])
+                    wanted, found = (attention(r.compared[tap.name], tap.channel_axis) for r in (theirs, ours))
                     loss = loss + beta * F.mse_loss(found, wanted)
                 return loss
 
@@ -75,7 +75,7 @@ def stage_ends(model: nn.Module, example: Tensor) -> Sequence[Tap]:
     taps = [t for t in taps if t.kind != "conv"] or taps
     with torch.no_grad(), tapped(model, taps) as reading:
         model(example)
-        sizes = {tap.name: reading.at[tap.name].shape[2:] for tap in taps}
+        sizes = {tap.name: reading.at[tap.name].movedim(tap.channel_axis, 1).shape[2:] for tap in taps}
     last = {sizes[tap.name]: tap for tap in taps if len(sizes[tap.name]) == 2}
     if not last:
         raise MedicError(f"{type(model).__name__} has no layer with a map to attend to")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -36,6 +37,7 @@ def clone(
     augment: Literal["flip", "crop", "flip-crop"] | None = None,
     seed: int = 0,
     device: str = "cpu",
+    keep: Path | None = None,
     save: Path | None = None,
     html: Path | None = None,
     json: Path | None = None,
@@ -57,6 +59,7 @@ def clone(
         augment: Random changes that both networks see.
         seed: Of the fresh weights, the order and the samples.
         device: Where to compute, such as cuda.
+        keep: Keep the run in this file; the same command goes on from it.
         save: Write the clone's weights here.
         html: Write the report as one page.
         json: Write the report's numbers.
@@ -66,10 +69,12 @@ def clone(
 
     clean = _data(data, "train", samples, seed)
     model = _loaded(network, checkpoint, clean, device)
-    cleaned = medic.clone(
-        model, clean, factory=_factory(model, network, clean, seed, device), clone_weight=clone_weight, epochs=epochs,
-        batch_size=batch_size, lr=lr, taps=taps, importance=importance, preset=preset, augment=augment, seed=seed,
-    )  # fmt: skip
+    factory = _factory(model, network, clean, seed, device)
+    with _kept(keep):
+        cleaned = medic.clone(
+            model, clean, factory=factory, clone_weight=clone_weight, epochs=epochs, batch_size=batch_size, lr=lr,
+            taps=taps, importance=importance, preset=preset, augment=augment, seed=seed, checkpoint=keep,
+        )  # fmt: skip
     report.print_result(cleaned.report)
     _written(cleaned.model, save)
     if html is not None:
@@ -160,6 +165,7 @@ def compare(
     seeds: int = 1,
     augment: Literal["flip", "crop", "flip-crop"] | None = None,
     device: str = "cpu",
+    keep: Path | None = None,
     html: Path | None = None,
     csv: Path | None = None,
     json: Path | None = None,
@@ -177,6 +183,7 @@ def compare(
         seeds: Runs of every defence.
         augment: Random changes in every defence's training.
         device: Where to compute, such as cuda.
+        keep: Keep every finished run in this file; the same command goes on from it.
         html: Write the table as one page.
         csv: Write one line for every run.
         json: Write every number.
@@ -192,11 +199,23 @@ def compare(
     defences = chosen(defence, baselines.standard(augment, factory=factory))
     threats = {str(t): medic.Threat(t, target) for t in map(_trigger, trigger or ("badnet",))}
     floor = baselines.Scratch(augment=augment, factory=factory)
-    table = medic.compare(defences, model, clean, test, threats, seeds=tuple(range(seeds)), floor=floor)
+    with _kept(keep):
+        table = medic.compare(defences, model, clean, test, threats, seeds=tuple(range(seeds)), floor=floor, keep=keep)
     report.print_result(table)
     for path, write in ((html, table.to_html), (csv, table.to_csv), (json, table.to_json)):
         if path is not None:
             print(f"written: {write(path)}")
+
+
+@contextmanager
+def _kept(path: Path | None) -> Iterator[None]:
+    """Says on Ctrl-C where what is finished lies."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if path is not None:
+            print(f"\nstopped; what is finished is in {path}, and the same command goes on from there")
+        raise
 
 
 def _trigger(name: Attack) -> Trigger:

@@ -55,10 +55,34 @@ def test_from_an_attack_to_a_judged_clone(net, tmp_path: Path, capsys, ending):
 
 def test_compare_writes_what_is_asked_for(net, tmp_path: Path, capsys):
     torch.save({"state_dict": {f"module.{k}": v for k, v in tiny(classes=10).state_dict().items()}}, tmp_path / "a.pt")
-    run("compare", net, tmp_path / "a.pt", "--samples", 64, "--defence", "clp", "--trigger", "blend", "--csv",
-        tmp_path / "t.csv")  # fmt: skip
+    command = ("compare", net, tmp_path / "a.pt", "--samples", 64, "--defence", "clp", "--trigger", "blend")
+    kept = ("--keep", tmp_path / "runs.jsonl")
+    run(*command, *kept, "--csv", tmp_path / "t.csv")
     assert "Blend(alpha=0.2" in capsys.readouterr().out
     assert (tmp_path / "t.csv").read_text().count("\n") == 4
+    run(*command, *kept, "--csv", tmp_path / "again.csv")
+    assert (tmp_path / "again.csv").read_text() == (tmp_path / "t.csv").read_text()
+    assert (tmp_path / "runs.jsonl").read_text().count("\n") == 3
+
+
+def test_a_stopped_clone_says_how_to_go_on(net, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch):
+    torch.save(tiny(classes=10).state_dict(), tmp_path / "a.pt")
+    command = ("clone", net, tmp_path / "a.pt", "--samples", 64, "--epochs", 3, "--keep", tmp_path / "run.pt")
+    draw = torch.Tensor.backward
+    left = iter(range(2))
+
+    def backward(loss: torch.Tensor, *args: object) -> None:
+        draw(loss)
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.Tensor, "backward", backward)
+        with pytest.raises(KeyboardInterrupt):
+            run(*command)
+    assert "the same command goes on from there" in capsys.readouterr().out
+    run(*command)
+    assert "3 steps" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", ["attack", "clone", "evaluate", "compare"])

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -23,16 +24,15 @@ from layerscope.errors import did_you_mean
 from layerscope.methods.medic import checks
 from layerscope.methods.medic.errors import MedicError
 from layerscope.methods.medic.fresh import fresh_like
+from layerscope.methods.medic.keeping import Course, OnEpoch, fingerprint
 from layerscope.methods.medic.report import Report
 from layerscope.methods.medic.step import CloneStep, Teacher, plain_step
-from layerscope.methods.medic.taps import Taps, find_taps, tap_statistics, tapped
+from layerscope.methods.medic.taps import Tap, Taps, find_taps, tap_statistics, tapped
 from layerscope.methods.medic.weights import Importance, Kind
 from layerscope.training.augment import Augment
 from layerscope.training.settings import device_of
 
 Reduction = Literal["sample", "mean"]
-#: (epochs done, student, numbers of the last step)
-OnEpoch = Callable[[int, nn.Module, Mapping[str, float]], None]
 
 #: Of a fresh network by default: 45 epochs of 3,000 samples in batches of 64, where the default was measured.
 STEPS = 2070
@@ -73,6 +73,8 @@ def clone(
     device: str | torch.device | None = None,
     progress: bool | None = None,
     on_epoch: OnEpoch | None = None,
+    checkpoint: str | Path | None = None,
+    resume: bool = True,
 ) -> Clone:
     """Copy what a suspicious classifier does on clean inputs into a network that never saw its weights.
 
@@ -103,6 +105,8 @@ def clone(
         device: where to compute; by default where the model is.
         progress: show a bar; by default where stderr is a terminal.
         on_epoch: called with (epochs done, student, numbers of the last step), for monitoring.
+        checkpoint: file to keep the run in. Ctrl-C then finishes the step, writes it and stops.
+        resume: go on from ``checkpoint`` if it exists; the clone is the same to the bit as without a break.
 
     Returns:
         The clone and its report; read ``report.warnings``.
@@ -110,6 +114,7 @@ def clone(
     Raises:
         MedicError: data, taps, networks or settings that cannot be used, or a loss that is not finite.
         DataError: samples or labels of the wrong shape or type.
+        TrainingError: ``checkpoint`` is damaged, holds another run, or cannot be written.
     """
     started = time.perf_counter()
     chosen = _chosen(preset, clone_weight=clone_weight, epochs=epochs, impact_reduction=impact_reduction, taps=taps)
@@ -127,13 +132,27 @@ def clone(
     if checks.low_precision(checks.unwrapped(model)):
         warnings.append("the model has 16-bit weights; the clone was trained in float32 and is in float32")
     warnings += checks.check_past(student, teacher)
-    monitor = [_Monitor(on_epoch)] if on_epoch else []
+    settings = {
+        "importance": importance if isinstance(importance, str) else getattr(importance, "__name__", "function"),
+        **chosen, "sharpness": sharpness, "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay,
+        "taps": taps if isinstance(taps, str) else "named",
+        "augment": getattr(augment, "__name__", augment),
+        "preset": preset,
+    }  # fmt: skip
+    told = {name: str(value) for name, value in settings.items()}
+    before = time.perf_counter() - started
 
-    def fit(step: Any) -> training.History:
+    def fit(step: Any, places: Sequence[Tap] = ()) -> training.History:
+        watching = []
+        if on_epoch is not None or checkpoint is not None:
+            of = {**told, "taps": ", ".join(tap.name for tap in places), "model": fingerprint(teacher.state_dict())}
+            kept = step if isinstance(step, CloneStep) else None
+            watching = [Course(of, kept, on_epoch, None if checkpoint is None else Path(checkpoint))]
         return training.fit(
             student, clean, epochs=epochs, batch_size=min(batch_size, len(clean)), lr=lr, schedule="cosine",
             optimizer=lambda parameters, rate: torch.optim.Adam(parameters, lr=rate, weight_decay=weight_decay),
-            step_fn=step, augment=augment, seed=seed, device=at, progress=progress, callbacks=monitor,
+            step_fn=step, augment=augment, seed=seed, device=at, progress=progress, callbacks=watching,
+            checkpoint=checkpoint, resume=resume,
         )  # fmt: skip
 
     if clone_weight:
@@ -148,7 +167,7 @@ def clone(
                 per_sample=impact_reduction == "sample", sharpness=sharpness,
             )  # fmt: skip
             step = CloneStep(lesson, ours, clone_weight)
-            history = fit(step)
+            history = fit(step, places)
     else:
         history = fit(plain_step)
     if history.diverged:
@@ -159,15 +178,8 @@ def clone(
     means = {name: _by_epoch(values, per_epoch) for name, values in history.metrics.items()}
     found = lesson.reports(step.by_tap(per_epoch)) if clone_weight else ()
     counts = Counter(clean.y.tolist())
-    settings = {
-        "importance": importance if isinstance(importance, str) else getattr(importance, "__name__", "function"),
-        **chosen, "sharpness": sharpness, "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay,
-        "taps": taps if isinstance(taps, str) else "named",
-        "augment": getattr(augment, "__name__", augment),
-        "preset": preset,
-    }  # fmt: skip
     report = Report(
-        settings=tuple((k, str(v)) for k, v in settings.items()),
+        settings=tuple(told.items()),
         seed=seed,
         samples=len(clean),
         samples_per_class=tuple(counts.get(k, 0) for k in range(logits.shape[1])),
@@ -178,7 +190,7 @@ def clone(
         cross_entropies=means["cross_entropy"],
         clone_losses=means.get("clone", ()),
         accuracies=means["accuracy"],
-        seconds=time.perf_counter() - started,
+        seconds=before + history.seconds,
         warnings=(*warnings, *checks.inert(found)),
     )
     return Clone(student.eval(), report)
@@ -187,17 +199,6 @@ def clone(
 def default_epochs(samples: int, batch_size: int) -> int:
     """How long a fresh network is trained on so many samples if nobody says: :data:`STEPS`, but enough epochs."""
     return max(LEAST_EPOCHS, round(STEPS / max(1, samples // batch_size)))
-
-
-class _Monitor(training.Callback):
-    """Calls the user's function after every epoch."""
-
-    def __init__(self, call: OnEpoch) -> None:
-        self.call = call
-
-    def on_epoch(self, run: training.Run) -> None:
-        """Hand on the epoch, the student and its last numbers."""
-        self.call(run.epoch, run.model, {"loss": run.loss, **run.metrics})
 
 
 def _chosen(preset: str | None, **given: Any) -> dict[str, Any]:

@@ -6,6 +6,8 @@ import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -18,8 +20,13 @@ from layerscope.methods.medic.attacks.triggers import Trigger
 from layerscope.methods.medic.baselines.fresh import Scratch
 from layerscope.methods.medic.checks import as_clean
 from layerscope.methods.medic.errors import MedicError
-from layerscope.methods.medic.records import Entry, Scores, Table
+from layerscope.methods.medic.keeping import Finished, Kept, fingerprint, settings_of
+from layerscope.methods.medic.records import Entry, Table
 from layerscope.methods.medic.scores import evaluate
+
+
+class NoNewNetwork(MedicError):
+    """A defence that breaks its contract, where one that cannot work says so with a plain MedicError."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,7 @@ def compare(
     floor: nn.Module | Callable[..., nn.Module] | None = None,
     value_range: Range | None = None,
     progress: bool | None = None,
+    keep: str | Path | None = None,
 ) -> Table:
     """ACC, ASR and RA of every defence under every trigger, with counts, spread over seeds, and run time.
 
@@ -59,12 +67,13 @@ def compare(
             default ``baselines.Scratch()``.
         value_range: (black, white) of the images.
         progress: show a bar; by default where stderr is a terminal.
+        keep: file that gets the scores of every run as it finishes; called again with it, only the others run.
 
     A defence that says with a MedicError that it cannot work on this network becomes a note in the table, not a row.
 
     Raises:
-        MedicError: no trigger, no seed, a name that is taken, a defence that gives no new network, or a floor that
-            cannot be trained.
+        MedicError: no trigger, no seed, a name that is taken, a defence that gives no new network, a floor that
+            cannot be trained, or a file ``keep`` of another comparison.
     """
     if not triggers or not seeds:
         raise MedicError("compare needs at least one trigger and one seed")
@@ -72,50 +81,75 @@ def compare(
         raise MedicError(f"{' and '.join(sorted(taken))} are rows of every table: call the defence something else")
     data, tested = as_clean(clean), as_clean(test)
     threats = {name: t if isinstance(t, Threat) else Threat(*t) for name, t in triggers.items()}
+    kept = Kept(None if keep is None else Path(keep), _identity(model, data, tested, threats, value_range))
 
-    def entries(name: str, networks: Sequence[nn.Module], seconds: float) -> list[Entry]:
-        return [
-            Entry(name, label, tuple(scored(n, threat) for n in networks), seconds) for label, threat in threats.items()
-        ]
+    def judged(name: str, make: Callable[[], nn.Module]) -> Finished:
+        started = time.perf_counter()
+        made = make()
+        seconds = time.perf_counter() - started
+        if not isinstance(made, nn.Module) or (made is model and name != "before"):
+            raise NoNewNetwork(f"defence {name!r} gave {type(made).__name__}; expected a new network, not the model")
+        scores = {
+            label: evaluate(made, tested, t.trigger, t.target, sources=t.sources, value_range=value_range)
+            for label, t in threats.items()
+        }
+        return Finished(seconds, scores)
 
-    def scored(network: nn.Module, threat: Threat) -> Scores:
-        return evaluate(network, tested, threat.trigger, threat.target, sources=threat.sources, value_range=value_range)
+    def rows_of(name: str, runs: Sequence[Finished]) -> list[Entry]:
+        seconds = sum(run.seconds for run in runs) / len(runs)
+        return [Entry(name, label, tuple(run.scores[label] for run in runs), seconds) for label in threats]
 
-    rows = entries("before", [model], 0.0)
+    rows = rows_of("before", [Finished(0.0, judged("before", lambda: model).scores)])
     notes = []
     with Bar(1 + len(defences) * len(seeds), "removals", shown=progress) as bar:
         bar.update(0, "floor")
-        clean_network, told = _floor(floor, model, data)
-        rows += entries("floor", [clean_network], 0.0)
+        told, settings, train = _floor(floor, model, data)
+        rows += rows_of("floor", [kept.run("floor", settings, 0, lambda: judged("floor", train))])
         for i, (name, defence) in enumerate(defences.items()):
-            started, made = time.perf_counter(), []
+            runs = []
             try:
                 for k, seed in enumerate(seeds):
                     bar.update(1 + i * len(seeds) + k, name)
-                    made.append(defence(model, data, **({"seed": seed} if _takes_seed(defence) else {})))
+                    given = {"seed": seed} if _takes_seed(defence) else {}
+                    make = partial(defence, model, data, **given)
+                    runs.append(kept.run(name, settings_of(defence), seed, partial(judged, name, make)))
+            except NoNewNetwork:
+                raise
             except MedicError as error:
                 notes.append(f"{name} cannot be used here: {error}")
                 continue
-            seconds = time.perf_counter() - started
-            for cleaned in made:
-                if not isinstance(cleaned, nn.Module) or cleaned is model:
-                    raise MedicError(
-                        f"defence {name!r} gave {type(cleaned).__name__}; expected a new network, not the model"
-                    )
-            rows += entries(name, made, seconds / len(seeds))
+            rows += rows_of(name, runs)
     return Table(type(model).__name__, len(data), tuple(seeds), tuple(rows), told, tuple(notes))
 
 
 def _floor(
     floor: nn.Module | Callable[..., nn.Module] | None, model: nn.Module, data: Dataset
-) -> tuple[nn.Module, str]:
-    """A network without poison, and what to call it."""
+) -> tuple[str, str, Callable[[], nn.Module]]:
+    """A network without poison: what to call it, what tells it from others, and how to get it."""
     if isinstance(floor, nn.Module):
-        return floor, "a network given as clean"
-    try:
-        return (floor or Scratch())(model, data), "the same architecture trained from scratch on the clean data"
-    except MedicError as error:
-        raise MedicError(f"no floor: {error}; or pass floor=, a network trained without poison") from error
+        return "a network given as clean", fingerprint(floor.state_dict()), lambda: floor
+    trained = floor or Scratch()
+
+    def train() -> nn.Module:
+        try:
+            return trained(model, data)
+        except MedicError as error:
+            raise MedicError(f"no floor: {error}; or pass floor=, a network trained without poison") from error
+
+    return "the same architecture trained from scratch on the clean data", settings_of(trained), train
+
+
+def _identity(
+    model: nn.Module, clean: Dataset, test: Dataset, threats: Mapping[str, Threat], value_range: Range | None
+) -> dict[str, str]:
+    """What a file of finished runs must agree on."""
+    return {
+        "model": fingerprint(model.state_dict()),
+        "clean data": fingerprint({"x": clean.x, "y": clean.y}),
+        "test data": fingerprint({"x": test.x, "y": test.y}),
+        "triggers": str([(name, t.target, t.sources) for name, t in threats.items()]),
+        "value_range": str(value_range),
+    }
 
 
 def chosen(names: Sequence[str], known: Mapping[str, Callable[..., nn.Module]]) -> dict[str, Callable[..., nn.Module]]:

@@ -129,6 +129,16 @@ class CloneStep:
         numbers = {"accuracy": accuracy(logits, y), "cross_entropy": entropy.detach(), "clone": total.detach()}
         return entropy + self.clone_weight * total, numbers
 
+    def state_dict(self) -> dict[str, Any]:
+        """The record so far, for a checkpoint: losses [steps, taps], and the criteria on the first batch."""
+        return {"parts": torch.stack(self.parts).cpu() if self.parts else None, "first": dict(self.teacher.first)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what :meth:`state_dict` gave."""
+        here = next(iter(self.scales.values())).device
+        self.parts = [] if state["parts"] is None else list(state["parts"].to(here))
+        self.teacher.first = dict(state["first"])
+
     def by_tap(self, per_epoch: int) -> dict[str, tuple[float, ...]]:
         """Tap name -> its part of the clone loss, mean of every epoch."""
         means = [torch.stack(self.parts[i : i + per_epoch]).mean(0) for i in range(0, len(self.parts), per_epoch)]

@@ -26,6 +26,9 @@ BATCH = 64
 EPOCHS, TUNING_EPOCHS, FULL = 45, 20, 3000
 WEIGHT = 3.0
 ANP_ITERATIONS = 300
+#: The seed of a defence minus that of the poisoned network: no defence may start where that one started.
+APART = 1000
+OFFICIAL: dict[str, Any] = {"taps": "conv+norm", "clone_weight": 10.0, "epochs": 60, "impact_reduction": "mean"}
 
 
 def scaled(epochs: int, clean: Dataset) -> int:
@@ -117,13 +120,18 @@ def with_taps(choose: Chooser, model: nn.Module, clean: Dataset, seed: int) -> A
     return cloning(model, clean, seed, taps=list(choose(model, clean)), matched=True)
 
 
-def from_the_teachers_start(model: nn.Module, clean: Dataset, seed: int) -> Any:
-    """The same-initialization trap: the clone starts where the residual net of the same seed once started."""
+def from_the_teachers_start(model: nn.Module, clean: Dataset, seed: int, **settings: Any) -> Any:
+    """The same-initialization trap: the clone starts where the poisoned residual net once started."""
     spec, norm = NETS["resnet"]
     shape, classes = clean.in_shape, clean.classes
-    return cloning(
-        model, clean, seed, factory=lambda: nets.build(spec, norm, in_shape=shape, classes=classes, seed=seed)
-    )
+
+    def start() -> nn.Module:
+        return nets.build(spec, norm, in_shape=shape, classes=classes, seed=seed - APART)
+
+    made, report = cloning(model, clean, seed, factory=start, **settings)
+    if not any("same random weights" in warning for warning in report.warnings):
+        raise RuntimeError("this clone was to start where the poisoned network started, and does not")
+    return made, report
 
 
 def ablations() -> dict[str, Defence]:
@@ -151,7 +159,6 @@ def ablations() -> dict[str, Defence]:
     changed["medic taps by rank"] = partial(with_taps, by_rank)
     changed["medic no augmentation"] = partial(cloning, augment=None)
     changed["medic teacher's start"] = from_the_teachers_start
-    changed["medic official"] = partial(
-        cloning, taps="conv+norm", clone_weight=10.0, epochs=60, impact_reduction="mean"
-    )
+    changed["medic official"] = partial(cloning, **OFFICIAL)
+    changed["medic official, teacher's start"] = partial(from_the_teachers_start, **OFFICIAL)
     return changed

@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
 from bed import ATTACKS, RANGE, Bed, Threat, make_bed, poisoned, threat_of
-from defences import Defence, ablations, main_table
+from defences import APART, Defence, ablations, main_table
 from torch import nn
 
 from layerscope import training
@@ -193,8 +193,7 @@ class Worker:
         if name == "scratch" and key in self.scratch:
             return copy.deepcopy(self.scratch[key])
         started = time.perf_counter()
-        # the seed of a defence is not the one of the poisoned network
-        cleaned, report = self.defences[name](model, self.bed.clean(unit.clean), 1000 + unit.seed)
+        cleaned, report = self.defences[name](model, self.bed.clean(unit.clean), APART + unit.seed)
         found = cleaned, report, time.perf_counter() - started
         if name == "scratch":
             self.scratch[key] = copy.deepcopy(found)

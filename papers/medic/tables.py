@@ -219,7 +219,7 @@ def parts(rows: Sequence[Row], former: Sequence[Row], clean: int, victim: str) -
     made["former"] = summary(Rows(former, "resnet", clean, victim, ("medic", "distill", "scratch")), ATTACKS)
     tried = dict.fromkeys(row["defence"] for row in former if row["defence"].startswith("medic"))
     made["former changed"] = paired(Rows(former, "resnet", clean, victim, list(tried)), ATTACKS)
-    return made | {f"former {name}": text for name, text in beside(former, clean, victim).items()}
+    return made
 
 
 def beside(rows: Sequence[Row], clean: int, victim: str) -> dict[str, str]:
@@ -231,7 +231,8 @@ def beside(rows: Sequence[Row], clean: int, victim: str) -> dict[str, str]:
         made["low"] = summary(low, ("low",))
     if any(defence == "medic" for _, _, defence in less.of):
         less = less.where_one_ran()
-        made["budget"] = grid(less, less.attacks, both)
+        shown = [summary(less, less.attacks), front(less, less.attacks), grid(less, less.attacks, both)]
+        made["budget"] = "\n\n".join(shown)
     for net in NETS:
         other = Rows(rows, net, clean, victim, MAIN)
         if net != "resnet" and any(defence == "medic" for _, _, defence in other.of):

@@ -6,6 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from layerscope import nets
+from layerscope.data import Dataset
 
 PAPER = Path(__file__).parents[3] / "papers" / "medic"
 
@@ -70,6 +74,18 @@ def test_tables_go_between_their_marks_and_nowhere_else(tables):
     assert tables.written(new, {"one": "| 1 |"}) == new
     with pytest.raises(ValueError, match="no place for 'two'"):
         tables.written(card, {"two": ""})
+
+
+def test_the_same_start_is_the_poisoned_networks_own(tables):
+    import defences
+
+    clean = Dataset("noise", torch.rand(128, 1, 8, 8), torch.arange(128) % 10, 10)
+    spec, norm = defences.NETS["resnet"]
+    model = nets.build(spec, norm, in_shape=clean.in_shape, classes=10, seed=5).eval()
+    _, report = defences.from_the_teachers_start(model, clean, 5 + defences.APART, epochs=1)
+    assert report.steps < 100
+    with pytest.raises(RuntimeError, match="does not"):
+        defences.from_the_teachers_start(model, clean, 5, epochs=1)
 
 
 def test_the_card_shows_the_committed_rows(tables):

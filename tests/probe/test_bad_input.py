@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from layerscope.errors import ProbeError
 from layerscope.probe import profile
+from layerscope.probe.records import Level
 from probe.problems import mlp, residual
 
 IMAGES = torch.randn(4, 3, 8, 8)
@@ -209,3 +210,16 @@ def test_integer_inputs_are_right_for_an_embedding() -> None:
     assert seen.batch_noise == 0
     model.requires_grad_(False)
     assert any("no gradient" in note for note in profile(model, ids).warnings)
+
+
+@pytest.mark.parametrize("level", ["light", "deep"])
+def test_a_group_norm_may_be_given_images_that_lie_channels_last(level: Level) -> None:
+    torch.manual_seed(0)
+    layers = (nn.GroupNorm(1, 3), nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    model, x, y = nn.Sequential(*layers), torch.randn(8, 3, 9, 9), torch.arange(8) % 4
+    usual = profile(model, (x, y), level=level)
+    seen = profile(model, (x.contiguous(memory_format=torch.channels_last), y), level=level)
+    assert usual["0"].weight_grad
+    for a, b in zip(usual.records, seen.records, strict=True):
+        for there, here in ((a.grad_scaled, b.grad_scaled), (a.weight_grad, b.weight_grad)):
+            assert here == (None if there is None else pytest.approx(there, rel=1e-3))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from layerscope import inputs
 from layerscope.errors import ProbeError
@@ -65,6 +65,7 @@ class Passes:
         self.trainable = [p for p in network.parameters if p.requires_grad]
         self.frozen = len(self.trainable) < len(network.parameters) or not self.trainable
         weights = {id(p.weight) for p in points}
+        self._groups = any(isinstance(m, nn.GroupNorm) for m in self.model.modules())
         self._weights = [id(p) in weights for p in self.trainable]
         self._grad_norms: dict[int, float] = defaultdict(float)
         self.gradient_came = False
@@ -79,8 +80,8 @@ class Passes:
             readout = stack.enter_context(Readout(self.network, lambda: len(recorder.traces)))
             if self.functional:
                 stack.enter_context(FunctionalOps(self.network, self.points, recorder))
-            # with frozen layers the gradient has to be carried to them by the input
-            x = inputs.mapped(x, _carrier) if self.frozen else x
+            if self._is_carried(x):
+                x = inputs.mapped(x, _carrier)
             recorder.start(samples)
             generators = Generators(self.network)
             returned = self._forward(x)
@@ -108,6 +109,12 @@ class Passes:
             if drew and samples > 1 and self._is_stochastic(x):
                 found |= self._over_draws(x, samples, head, sites)
         return Chunk(sites, float(value.detach()), head.path if head else None, found, seen)
+
+    def _is_carried(self, x: Any) -> bool:
+        """Whether the gradient has to run on into the input."""
+        # Frozen layers get theirs only so; and torch (2.13) crashes, CPU, in the backward pass of a GroupNorm whose
+        # input lies channels last and needs no gradient.
+        return self.frozen or (self._groups and any(_lies_channels_last(t) for _, t in inputs.named(x)))
 
     def _forward(self, x: Any) -> Any:
         """What the network returns; where it raises, the sentence that names the layer."""
@@ -239,6 +246,10 @@ def _rows(seen: Tensor | None) -> Tensor:
     if seen is None:
         raise ProbeError("batch noise was not measured: the output has no row for every sample")
     return seen
+
+
+def _lies_channels_last(x: Tensor) -> bool:
+    return x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
 
 
 def _carrier(x: Tensor) -> Tensor:

@@ -133,6 +133,15 @@ def test_anp_prunes_what_does_not_pay():
     assert (cleaned[1].weight == 0).any() or (cleaned[4].weight == 0).any()
 
 
+def test_anp_survives_group_norm_on_maps_that_lie_channels_last():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 16, 3), nn.GroupNorm(4, 16), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    model = nn.Sequential(net, nn.Linear(16, 3)).to(memory_format=torch.channels_last)
+    x, y = samples()
+    cleaned = baselines.ANP(iterations=2)(model, (x.contiguous(memory_format=torch.channels_last), y))
+    assert torch.isfinite(cleaned(x)).all()
+
+
 def test_attention_by_hand_and_where():
     a = torch.tensor([[[[3.0, 0.0]], [[0.0, 2.0]]]])
     assert torch.allclose(attention(a), torch.tensor([[9.0, 4.0]]) / math.sqrt(97))

@@ -149,24 +149,27 @@ class ANP:
         generator = torch.Generator().manual_seed(seed)
         optimizer = torch.optim.SGD(masks, lr=self.lr, momentum=0.9)
 
-        def loss(index: Tensor, moves: Sequence[Tensor]) -> Tensor:
+        def loss(given: Tensor, index: Tensor, moves: Sequence[Tensor]) -> Tensor:
             changed = {}
             for name, mask, move, shift in zip(norms, masks, moves, moves[len(masks) :], strict=False):
                 changed[f"{name}.weight"] = weights[f"{name}.weight"] * (mask + move)
                 changed[f"{name}.bias"] = weights[f"{name}.bias"] * (1 + shift)
-            return F.cross_entropy(pick(functional_call(net, changed, (x[index],)), None), y[index])
+            return F.cross_entropy(pick(functional_call(net, changed, (given,)), None), y[index])
 
         rest = [torch.zeros_like(m) for m in (*masks, *masks)]
         for _ in range(self.iterations):
             index = torch.randint(len(x), (min(self.batch_size, len(x)),), generator=generator).to(device)
             start = [((2 * torch.rand(m.shape, generator=generator) - 1) * self.eps).to(m) for m in rest]
             start = [s.requires_grad_(True) for s in start]
-            slopes = torch.autograd.grad(loss(index, start), start)
+            # Nobody wants the images' gradient: torch (2.13, CPU) crashes in the backward pass of a GroupNorm whose
+            # input lies channels last and needs none, as behind the frozen first layer.
+            given = x[index].requires_grad_(True)
+            *slopes, _ = torch.autograd.grad(loss(given, index, start), [*start, given])
             worst = [
                 (s.detach() + self.eps * slope.sign()).clamp(-self.eps, self.eps)
                 for s, slope in zip(start, slopes, strict=True)
             ]
-            total = self.alpha * loss(index, rest) + (1 - self.alpha) * loss(index, worst)
+            total = self.alpha * loss(given, index, rest) + (1 - self.alpha) * loss(given, index, worst)
             optimizer.zero_grad()
             total.backward()  # type: ignore[no-untyped-call]  # torch's stubs
             optimizer.step()

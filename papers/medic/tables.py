@@ -231,7 +231,7 @@ def beside(rows: Sequence[Row], clean: int, victim: str) -> dict[str, str]:
         made["low"] = summary(low, ("low",))
     if any(defence == "medic" for _, _, defence in less.of):
         less = less.where_one_ran()
-        shown = [summary(less, less.attacks), front(less, less.attacks), grid(less, less.attacks, both)]
+        shown = [part(less, less.attacks) for part in (summary, paired, front)] + [grid(less, less.attacks, both)]
         made["budget"] = "\n\n".join(shown)
     for net in NETS:
         other = Rows(rows, net, clean, victim, MAIN)

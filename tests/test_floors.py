@@ -13,7 +13,7 @@ SRC = Path(__file__).resolve().parents[1] / "src" / "layerscope"
 
 FLOORS: dict[str, int] = {
     "errors": 0, "spec": 0, "plain": 0, "parameters": 0, "_lazy": 0, "_show": 0, "_attributes": 0, "_bar": 0,
-    "inputs": 0, "compiled": 0, "copying": 0,
+    "inputs": 0, "compiled": 0, "copying": 0, "stored": 0,
     "quantities": 1, "theory": 1,
     "norms": 2, "surgery": 2, "nets": 2, "sources": 2, "data": 2,
     "probe": 3, "training": 3,

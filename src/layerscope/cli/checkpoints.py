@@ -31,9 +31,8 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
         SourceError: no such file, or not plain weights.
         MissingExtraError: .safetensors without the package.
     """
-    import torch
-
     from layerscope.errors import MissingExtraError, SourceError
+    from layerscope.stored import UnreadableError, read_stored
 
     if not checkpoint.is_file():
         raise SourceError(f"there is no checkpoint {str(checkpoint)!r}")
@@ -48,11 +47,10 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
         except SafetensorError as error:
             raise SourceError(f"{checkpoint} cannot be read as safetensors: {error}") from None
     try:
-        found = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except Exception as error:  # bytes that are no pickle can raise anything
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        found = read_stored(checkpoint)
+    except UnreadableError as error:
         raise SourceError(
-            f"{checkpoint} cannot be read as plain weights ({first}); save  model.state_dict()  and not the model: "
+            f"{checkpoint} cannot be read as plain weights ({error}); save  model.state_dict()  and not the model: "
             "loading whole models from strangers runs their code"
         ) from None
     for key in ("state_dict", "model_state_dict", "model", "net"):

@@ -69,7 +69,7 @@ def clone(
 
     clean = _data(data, "train", samples, seed)
     model = _loaded(network, checkpoint, clean, device)
-    factory = _factory(model, network, clean, seed, device)
+    factory = _factory(model, network, clean, seed)
     with _kept(keep):
         cleaned = medic.clone(
             model, clean, factory=factory, clone_weight=clone_weight, epochs=epochs, batch_size=batch_size, lr=lr,
@@ -195,7 +195,7 @@ def compare(
 
     clean, test = _data(data, "train", samples, 0), _data(data, "test", None, 0)
     model = _loaded(network, checkpoint, clean, device)
-    factory = _factory(model, network, clean, 0, device)
+    factory = _factory(model, network, clean, 0)
     defences = chosen(defence, baselines.standard(augment, factory=factory))
     threats = {str(t): medic.Threat(t, target) for t in map(_trigger, trigger or ("badnet",))}
     floor = baselines.Scratch(augment=augment, factory=factory)
@@ -245,7 +245,7 @@ def _built(network: str, data: Dataset, seed: int) -> nn.Module:
     return sources.build(network, in_shape=data.in_shape, classes=data.classes, seed=seed).module
 
 
-def _factory(model: nn.Module, network: str, data: Dataset, seed: int, device: str) -> Callable[[], nn.Module] | None:
+def _factory(model: nn.Module, network: str, data: Dataset, seed: int) -> Callable[[], nn.Module] | None:
     """None where a copy of the network can be drawn anew, otherwise its own factory, seeded apart from the teacher."""
     from layerscope.methods import medic
     from layerscope.training.seeds import derive
@@ -253,7 +253,7 @@ def _factory(model: nn.Module, network: str, data: Dataset, seed: int, device: s
     try:
         medic.fresh_like(model, seed)
     except medic.MedicError:
-        return lambda: _built(network, data, derive(seed, "layerscope medic") % 2**31).to(device)
+        return lambda: _built(network, data, derive(seed, "layerscope medic") % 2**31)
     return None
 
 

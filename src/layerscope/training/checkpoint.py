@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 
 from layerscope.errors import TrainingError
+from layerscope.stored import UnreadableError, read_stored
 
 _FORMAT = 1
 
@@ -44,10 +44,10 @@ def load(path: Path) -> dict[str, Any]:
         TrainingError: damaged, not a checkpoint of a training run, or from another version.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, ValueError, LookupError, AttributeError) as error:
+        state = read_stored(path)
+    except UnreadableError as error:
         raise TrainingError(
-            f"{path} cannot be read as a checkpoint ({first_line(error)}); delete it or pass resume=False"
+            f"{path} cannot be read as a checkpoint ({error}); delete it or pass resume=False"
         ) from None
     found = state.get("layerscope_checkpoint") if isinstance(state, dict) else None
     if found != _FORMAT:
@@ -56,11 +56,6 @@ def load(path: Path) -> dict[str, Any]:
             "choose another path or pass resume=False to overwrite it"
         )
     return dict(state)
-
-
-def first_line(error: BaseException) -> str:
-    """An error in one line; torch's messages run over many."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def require_same(path: Path, then: Mapping[str, str], now: Mapping[str, str]) -> None:

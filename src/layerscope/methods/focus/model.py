@@ -24,6 +24,7 @@ from layerscope.methods.focus.records import FocusConfig, FocusReport
 from layerscope.methods.focus.relevance import Relevance, fitting_set, make_relevance
 from layerscope.methods.focus.runner import Runner
 from layerscope.plain import from_plain, to_plain
+from layerscope.stored import UnreadableError, read_stored
 
 #: A call goes dense above 1 + this times the dense time, and comes back below 1 - this: no flapping in between.
 HYSTERESIS = 0.05
@@ -177,10 +178,10 @@ class FocusedModel(nn.Module):
             FocusError: a file of another kind, or weights that do not fit ``model``.
         """
         try:
-            saved = torch.load(path, weights_only=True)
+            saved = read_stored(path)
             config = None if saved["config"] is None else from_plain(FocusConfig, saved["config"])
             example = torch.zeros(saved["shape"])
-        except Exception as error:  # bytes that are no pickle can raise anything
+        except (UnreadableError, LookupError, TypeError, RuntimeError, ValueError, AttributeError) as error:
             raise FocusError(f"{path}: not a saved focused model ({type(error).__name__}: {error})") from None
         focused = cls(model, config, example=example, calibration=[example], backend=backend)
         try:

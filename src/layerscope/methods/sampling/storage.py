@@ -4,7 +4,6 @@ into it again without the data it was converted with.
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from layerscope.methods.sampling.errors import SamplingError
 from layerscope.methods.sampling.layers import Binarize
 from layerscope.methods.sampling.noises import noise as read_noise
 from layerscope.methods.sampling.unit import SamplingLayer
+from layerscope.stored import UnreadableError, read_stored
 from layerscope.surgery import exchange
 
 _FORMAT = "layerscope sampling network, 1"
@@ -132,10 +132,9 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise SamplingError(f"there is no file {str(path)!r}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise SamplingError(f"{path} cannot be read as a saved sampling network: {first}") from None
+        content = read_stored(path)
+    except UnreadableError as error:
+        raise SamplingError(f"{path} cannot be read as a saved sampling network: {error}") from None
     if not isinstance(content, Mapping) or content.get("format") != _FORMAT:
         raise SamplingError(f"{path} is no saved sampling network: write one with sampling.save_model(model, path)")
     return dict(content)
